@@ -1,0 +1,1 @@
+"""The workers that turn batches into stored, windowed, checked data."""

@@ -1,0 +1,1 @@
+"""What both programs share: the model, the codec, the wire, errors, config, logging, metrics and clock."""

@@ -1,0 +1,25 @@
+# The compiled kernel. Private: use common.codec, which says what shapes, units and errors to expect.
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.codec import BlockDescription, BytesLike
+
+__all__ = ["BLOCK_VERSION", "MAX_READINGS", "decode_blocks", "describe_block", "encode_blocks"]
+
+MAX_READINGS: Final[int]
+BLOCK_VERSION: Final[int]
+
+def encode_blocks(
+    ts: NDArray[np.int64],
+    values: NDArray[np.float64],
+    statuses: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    codec: str = "gorilla",
+) -> tuple[bytes, NDArray[np.int64]]: ...
+def decode_blocks(
+    data: BytesLike, sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32], NDArray[np.int64]]: ...
+def describe_block(data: BytesLike) -> BlockDescription: ...

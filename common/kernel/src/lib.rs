@@ -1,0 +1,23 @@
+//! Block codecs of Forebay.
+//!
+//! One block holds up to [`block::MAX_READINGS`] readings of one series: timestamps (i64 microseconds), values
+//! (f64) and status codes (i32), each in a section of its own. The format is specified to the bit in
+//! `docs/wire-format.md`.
+//!
+//! The modules stack bottom-up and each reads alone: `bits`, `varint` and `raw` move bits and numbers, `timestamps`,
+//! `gorilla`, `values` and `statuses` each turn one column into one section, `block` frames the three sections,
+//! `batch` moves many blocks per call. `python` is a thin shell; nothing below it knows Python.
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod bits;
+pub mod block;
+pub mod error;
+pub mod gorilla;
+#[cfg(feature = "python")]
+mod python;
+pub mod raw;
+pub mod statuses;
+pub mod timestamps;
+pub mod values;
+pub mod varint;

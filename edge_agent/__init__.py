@@ -1,0 +1,1 @@
+"""The daemon on a plant gateway: reads machines, filters, compresses, keeps and forwards their readings."""

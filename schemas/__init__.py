@@ -1,0 +1,1 @@
+"""The Avro schemas of everything that crosses the wire; every version ever shipped stays here."""
