@@ -1,0 +1,1 @@
+"""What development needs: the toolchain, and real services without containers."""
