@@ -1,0 +1,1 @@
+"""The serving store: connections, migrations, and the upkeep that plain PostgreSQL needs."""
