@@ -150,7 +150,13 @@ def field_path(location: Sequence[int | str]) -> str:
 def problems_of(error: ValidationError, prefix: Sequence[int | str] = ()) -> list[Problem]:
     """Turn pydantic's errors into problems, their paths below `prefix`; never shows a secret's value."""
     found = []
-    for one in error.errors(include_url=False):
+    errors = error.errors(include_url=False)
+    for one in errors:
+        depth = len(one["loc"])
+        if one["type"] == "too_short" and any(
+            other["loc"][:depth] == one["loc"] and len(other["loc"]) > depth for other in errors
+        ):
+            continue  # a list is not too short because its only item is wrong
         message = one["msg"].removeprefix("Value error, ")
         if one["type"] == "extra_forbidden":
             message = "unknown field; check its spelling"

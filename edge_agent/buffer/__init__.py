@@ -1,0 +1,1 @@
+"""Store-and-forward: what is accepted here survives until the broker has it (docs/delivery.md)."""
