@@ -6,6 +6,7 @@ the buffer gives them. Pure but for what it gathers.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from common.codec import encode_blocks
 from common.model import ReadingFrame, Route
 from common.wire import BIRTH, TELEMETRY_BATCH, encode_batch_body, encode_birth_body
-from edge_agent.series import Lane, SeriesTable
+from edge_agent.series import SeriesTable
 
 READINGS_PER_BATCH_MAX = 16_384
 """Keeps the largest possible batch (raw, one reading a block) below Kafka's default limit of 1 MB a message."""
@@ -68,15 +69,21 @@ class Batcher:
             return []
         frame = frame.take(np.argsort(frame.series, kind="stable"))
         cuts = self._cuts(frame.series)
-        data, sizes = encode_blocks(frame.ts_us, frame.values, frame.statuses, cuts)
-        ends = np.r_[0, np.cumsum(sizes)]
-        drafts = []
-        for index, lane in enumerate(self._table.lanes):
-            low, high = np.searchsorted(frame.series, self._table.lane_starts[index : index + 2])
+        runs = list(self._runs(frame.series, cuts))
+        groups = np.array([0] + [last for _, _, last in runs], np.int64)
+        data, sizes = encode_blocks(frame.ts_us, frame.values, frame.statuses, cuts, groups=groups)
+        ends = np.append(0, np.cumsum(sizes))
+        return [
+            self._draft(lane, frame, cuts[first : last + 1], (data[ends[first] : ends[last]], sizes[first:last]))
+            for lane, first, last in runs
+        ]
+
+    def _runs(self, series: NDArray[np.int32], cuts: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+        """Yield (lane index, first block, block after the last) of each batch, together covering every block."""
+        bounds = np.searchsorted(series, self._table.lane_starts)
+        for lane, (low, high) in enumerate(pairwise(bounds)):
             for first, last in self._block_runs(cuts, int(low), int(high)):
-                blocks = (data[ends[first] : ends[last]], sizes[first:last])
-                drafts.append(self._draft(lane, self._births[index][0], frame, cuts[first : last + 1], blocks))
-        return drafts
+                yield lane, first, last
 
     def _cuts(self, series: NDArray[np.int32]) -> NDArray[np.int64]:
         """Return int64[blocks + 1]: where each block of the sorted column begins, then its end."""
@@ -97,14 +104,10 @@ class Batcher:
             yield first, last
             first = last
 
-    @staticmethod
     def _draft(
-        lane: Lane,
-        birth_id: int,
-        frame: ReadingFrame,
-        cuts: NDArray[np.int64],
-        blocks: tuple[bytes, NDArray[np.int64]],
+        self, index: int, frame: ReadingFrame, cuts: NDArray[np.int64], blocks: tuple[bytes, NDArray[np.int64]]
     ) -> DraftBatch:
+        lane, birth_id = self._table.lanes[index], self._births[index][0]
         ts_us = frame.ts_us[cuts[0] : cuts[-1]]
         aliases = frame.series[cuts[:-1]] - np.int32(lane.first)
         first_us, last_us = int(ts_us.min()), int(ts_us.max())

@@ -27,7 +27,8 @@ import duckdb
 
 Key = tuple[str, str]
 RAW_BYTES = 16
-FLOOR_US = 1_000
+FLOOR_US = 2_000
+"""A reading's time is floored to 1 ms, and requests of one poll less than 1 ms apart share one time."""
 LATE_US = 5_000_000
 PROBLEMS_KEPT = 8
 OPEN_FOR = timedelta(minutes=2)

@@ -59,6 +59,7 @@ class ModbusAdapter:
         error: DeviceError | None = None
         gone: DeviceError | None = None
         timeouts = 0
+        read_us = 0
         for index in sorted(range(len(self._requests)), key=self._silent.__contains__):
             part = self._parts[index]
             try:
@@ -76,13 +77,12 @@ class ModbusAdapter:
                     timeouts += 1
                 if failure.status_code == StatusCode.BAD_NO_COMMUNICATION or timeouts == TIMEOUTS_MAX:
                     gone = failure
-            ts_us[part] = self._now_us()
+            now_us = self._clock.now_us()
+            if not 0 <= now_us - read_us < self._device.timestamp_resolution_us:
+                read_us = now_us  # else: closer together than the resolution is one time, which a batch stores once
+            ts_us[part] = read_us - read_us % self._device.timestamp_resolution_us
         self.last_error = str(error) if error else None
         return ReadingFrame(self._series, ts_us, values, statuses)
-
-    def _now_us(self) -> int:
-        now = self._clock.now_us()
-        return now - now % self._device.timestamp_resolution_us
 
     async def _read(self, request: Request) -> Sequence[int]:
         """Ask for `request`, on a new connection after a failed try; raises DeviceError."""
