@@ -69,7 +69,7 @@ def print_closing(console: Console, result: Reconciliation, where: str) -> None:
     table.add_row("wire", f"{per_reading:.2f} B", f"per reading, whole Kafka payload; {ratio:.1f} : 1 against 16 B")
     if result.wire_bytes:
         together = RAW_BYTES * result.read / result.wire_bytes
-        table.add_row("wire, against every poll", f"{together:.1f} : 1", "deadband and compression together, 16 B a value")
+        table.add_row("wire, against every poll", f"{together:.1f} : 1", "deadband and compression, 16 B a value")
     for name in ("poll to table", "sent to table"):
         if f"{name} p50" in result.delays_ms:
             p50, p99 = result.delays_ms[f"{name} p50"], result.delays_ms[f"{name} p99"]
