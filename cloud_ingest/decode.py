@@ -27,8 +27,8 @@ READINGS_PER_MESSAGE_MAX: Final = 1_000_000
 ALIAS_MAX: Final = 1_000_000
 """The registry's table by alias is dense: an alias of two milliards must not make it allocate eight gigabytes."""
 INT8_MAX: Final = (1 << 63) - 1
-_BLOCKS_PER_CALL_MAX: Final = 2_048
-"""Bounds the memory of one kernel call, 4096 readings a block, while a hostile message is not found out yet."""
+_READINGS_PER_CALL_MAX: Final = 2_000_000
+"""Bounds the memory of one kernel call, which refuses to hold more readings than the batches say they have."""
 
 Lookup = Callable[[TelemetryBatch], NDArray[np.int32] | None]
 """Series ids by alias (-1 = no such alias) of the birth that a batch names; None when nobody knows that birth."""
@@ -113,51 +113,32 @@ def _decode(batches: Sequence[_Open], dead: list[DeadLetter]) -> list[tuple[_Ope
     for together in _calls(batches):
         try:
             sizes = np.concatenate([one.batch.sizes for one in together])
-            if sizes.size > _BLOCKS_PER_CALL_MAX:
-                raise CodecError("one large batch: decode it in pieces")
-            readings = decode_blocks(b"".join([one.batch.blocks for one in together]), sizes)
+            said = sum(one.batch.readings for one in together)
+            readings = decode_blocks(b"".join([one.batch.blocks for one in together]), sizes, readings_max=said)
         except CodecError:
             for one in together:
                 try:
-                    found.append((one, _decode_one(one.batch)))
+                    alone = decode_blocks(one.batch.blocks, one.batch.sizes, readings_max=one.batch.readings)
                 except CodecError as error:
                     dead.append(DeadLetter(one.message, Reason.DAMAGED_BLOCK, str(error)))
-                except _UnfitError as error:
-                    dead.append(DeadLetter(one.message, error.reason, str(error)))
+                else:
+                    found.append((one, alone))
         else:
             found.extend(zip(together, _split(readings, [one.batch.sizes.size for one in together]), strict=True))
     return found
 
 
 def _calls(batches: Sequence[_Open]) -> list[list[_Open]]:
-    """Put batches together so that no call has too many blocks, unless a single batch has."""
+    """Put batches together so that no call has too many readings, by what the batches say; one fits always."""
     calls: list[list[_Open]] = []
     room = 0
     for one in batches:
-        blocks = one.batch.sizes.size
-        if not calls or blocks > room:
+        if not calls or one.batch.readings > room:
             calls.append([])
-            room = _BLOCKS_PER_CALL_MAX
+            room = _READINGS_PER_CALL_MAX
         calls[-1].append(one)
-        room -= blocks
+        room -= one.batch.readings
     return calls
-
-
-def _decode_one(batch: TelemetryBatch) -> Readings:
-    """Decode one batch in pieces, giving up as soon as it holds more readings than it says."""
-    ends = np.concatenate([[0], np.cumsum(batch.sizes)])
-    pieces: list[Readings] = []
-    total = 0
-    for begin in range(0, max(batch.sizes.size, 1), _BLOCKS_PER_CALL_MAX):
-        sizes = batch.sizes[begin : begin + _BLOCKS_PER_CALL_MAX]
-        piece = decode_blocks(batch.blocks[ends[begin] : ends[begin + sizes.size]], sizes)
-        pieces.append(piece)
-        total += piece.ts.size
-        if total > batch.readings:
-            raise _UnfitError(Reason.INCONSISTENT, f"says {batch.readings} readings but holds more")
-    if len(pieces) == 1:
-        return pieces[0]
-    return Readings(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
 
 
 def _split(readings: Readings, blocks: Sequence[int]) -> list[Readings]:

@@ -160,6 +160,7 @@ def _columns(birth: Birth, series: Sequence[SeriesDefinition]) -> tuple[list[str
                 "poll_interval_us": one.poll_interval_us,
                 "deadband": one.deadband if isfinite(one.deadband) else None,
                 "heartbeat_us": one.heartbeat_us,
+                "max_error": one.max_error if isfinite(one.max_error) else None,
             }
         )
         for one in series

@@ -57,9 +57,7 @@ class Hooks:
 class Source:
     """A member of the consumer group; or, given fixed partitions, the one reader of those."""
 
-    def __init__(
-        self, config: IngestConfig, cluster: Cluster, hooks: Hooks, fixed: Sequence[Partition] | None
-    ) -> None:
+    def __init__(self, config: IngestConfig, cluster: Cluster, hooks: Hooks, fixed: Sequence[Partition] | None) -> None:
         self._hooks = hooks
         self._fixed = fixed
         self._to_assign = fixed is not None

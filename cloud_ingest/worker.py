@@ -203,9 +203,7 @@ class Worker:
         self._cluster = cluster
         self._thread = SerialThread("consumer")
         self._gone = asyncio.Event()
-        self._source = await self._thread.run(
-            Source, self._config, cluster, self._hooks(), self._link.partitions()
-        )
+        self._source = await self._thread.run(Source, self._config, cluster, self._hooks(), self._link.partitions())
         ended = asyncio.create_task(self._stop.wait())
         tasks = [asyncio.create_task(self._consume()), asyncio.create_task(self._keep_house())]
         try:

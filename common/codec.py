@@ -17,8 +17,9 @@ from common import _kernel
 
 MAX_READINGS: Final = _kernel.MAX_READINGS
 BLOCK_VERSION: Final = _kernel.BLOCK_VERSION
+READINGS_PER_CALL_MAX: Final = _kernel.READINGS_PER_CALL_MAX
 
-CodecName: TypeAlias = Literal["raw", "gorilla"]
+CodecName: TypeAlias = Literal["fast", "balanced", "small", "gorilla", "raw"]
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -44,7 +45,11 @@ class Readings(NamedTuple):
 
 
 class BlockDescription(TypedDict):
-    """What a block says of itself; the sizes of its sections and of the whole are in bytes."""
+    """What a block says of itself; the sizes of its sections and of the whole are in bytes.
+
+    `value_detail` is how the values became integers and how those are held; `max_error` how far off any value may be,
+    0 if they are exact.
+    """
 
     version: int
     count: int
@@ -55,20 +60,46 @@ class BlockDescription(TypedDict):
     status_bytes: int
     value_bytes: int
     total_bytes: int
+    value_detail: str
+    max_error: float
 
 
-def encode_blocks(
+class Sticky:
+    """Remembers, for each series, what suited its last block, and so spares the encoder looking again.
+
+    One encode_blocks call at a time uses it; others wait. It changes how fast blocks are made, and now and then which
+    codec they get, never what they decode to.
+    """
+
+    def __init__(self, series: int) -> None:
+        """`series`: how many there are; their rows are 0 to one less."""
+        self._kernel = _kernel.Sticky(series)
+
+    def __len__(self) -> int:
+        """How many series there are."""
+        return len(self._kernel)
+
+
+def encode_blocks(  # noqa: PLR0913 - all but the readings have a default
     ts: NDArray[np.int64],
     values: NDArray[np.float64],
     statuses: NDArray[np.int32],
     offsets: NDArray[np.int64],
     codec: CodecName = "gorilla",
+    *,
+    groups: NDArray[np.int64] | None = None,
+    sticky: Sticky | None = None,
+    series: NDArray[np.int64] | None = None,
+    max_error: NDArray[np.float64] | None = None,
+    resolution: NDArray[np.float64] | None = None,
 ) -> Blocks:
-    """Encode readings into blocks; every value, NaN payloads included, comes back bit for bit.
+    """Encode readings into blocks; every value, NaN payloads included, comes back bit for bit unless told otherwise.
 
+    `fast`, `balanced` and `small` look for what suits each block: `fast` knows decimal fractions and Gorilla,
+    `balanced` every form that docs/compression.md names, `small` also entropy-codes, at a tenth of the speed.
     `gorilla` is delta-of-delta timestamps and XORed values (Pelkonen et al., "Gorilla: A Fast, Scalable, In-Memory Time
-    Series Database", VLDB 2015); a section that would be larger than plain numbers is plain numbers. `raw` is plain
-    numbers. With either, a block has at most 16 bytes more than 16 bytes a reading (20 unless every status is good).
+    Series Database", VLDB 2015); `raw` is plain numbers. A section that would be larger than plain numbers is plain
+    numbers, so a block has at most 16 bytes more than 16 bytes a reading (20 unless every status is good).
 
     Args:
         ts: int64[n], microseconds since the epoch; any order, any value.
@@ -77,37 +108,56 @@ def encode_blocks(
         offsets: int64[b + 1], ascending from 0 to n: block k holds the readings offsets[k] to offsets[k + 1], of which
             there are at most MAX_READINGS; none is allowed.
         codec: How to encode.
+        groups: int64[g + 1], ascending from 0 to b: the blocks groups[g] to groups[g + 1] stay together, as those of a
+            batch do. Timestamps that several blocks of a group share are stored once, in the first of them; a group can
+            be decoded without the others, but not a part of it. Without groups every block stands alone.
+        sticky: What suited each series before; with it comes `series`.
+        series: int64[b], the row of each block's series in `sticky`.
+        max_error: float64[b], how far off the values of a block may be; 0 or NaN: exact. The block records it.
+        resolution: float64[b], values become its nearest multiples, and so are off by half of it at most; 0 or NaN:
+            exact. Both are for `fast`, `balanced` and `small`, the others are always exact; a block has one or the
+            other. What cannot be rounded within the bound, as NaN and infinities, stays exact, and so does a block that
+            takes no fewer bytes rounded.
 
     Raises:
         TypeError: An array has another element type or is not one-dimensional.
-        ValueError: The lengths differ, the offsets do not ascend from 0 to n, a block has too many readings, or there
-            is no such codec.
+        ValueError: The lengths differ, the offsets do not ascend from 0 to n, the groups not from 0 to b, a block has
+            too many readings, a series has no row, a bound is negative or infinite, or there is no such codec.
 
     The arrays must not be written to while the call runs, since it does not hold the GIL.
     """
+    if (sticky is None) != (series is None):
+        raise ValueError("sticky and series come together")
     data, sizes = _kernel.encode_blocks(
         _column("ts", ts, np.int64),
         _column("values", values, np.float64),
         _column("statuses", statuses, np.int32),
         _column("offsets", offsets, np.int64),
         codec,
+        None if groups is None else _column("groups", groups, np.int64),
+        None if sticky is None else sticky._kernel,  # noqa: SLF001 - this module's own
+        None if series is None else _column("series", series, np.int64),
+        None if max_error is None else _column("max_error", max_error, np.float64),
+        None if resolution is None else _column("resolution", resolution, np.float64),
     )
     return Blocks(data, sizes)
 
 
-def decode_blocks(data: BytesLike, sizes: NDArray[np.int64]) -> Readings:
-    """Decode what encode_blocks returned; blocks of different codecs may be mixed.
+def decode_blocks(data: BytesLike, sizes: NDArray[np.int64], *, readings_max: int = READINGS_PER_CALL_MAX) -> Readings:
+    """Decode what encode_blocks returned; blocks of different codecs may be mixed, and groups put one after another.
 
     Args:
         data: The blocks one after another. Anything but `bytes` is copied first, for it might change meanwhile.
         sizes: int64[b], the bytes of each block; they add up to those of `data`.
+        readings_max: How many readings all blocks together may hold. A block of 4096 equal readings takes a dozen
+            bytes, so pass what the blocks are known to hold when they come from a network.
 
     Raises:
         CodecError: A block is not valid; the message names the block by its index and says what is wrong.
-            Nothing is allocated for readings that the bytes cannot hold.
+            Nothing is allocated for readings that the bytes cannot hold, or that are more than `readings_max`.
         TypeError: `sizes` has another element type or is not one-dimensional, or `data` is not bytes-like.
     """
-    return Readings(*_kernel.decode_blocks(data, _column("sizes", sizes, np.int64)))
+    return Readings(*_kernel.decode_blocks(data, _column("sizes", sizes, np.int64), readings_max))
 
 
 def describe_block(data: BytesLike) -> BlockDescription:

@@ -69,7 +69,7 @@ class SeriesDefinition:
     """What never changes between batches of a series; carried by the birth message.
 
     `alias` numbers the series within one birth, from 0. `heartbeat_us` is the longest silence a healthy
-    report-by-exception series allows itself, 0 where there is none.
+    report-by-exception series allows itself, 0 where there is none; `max_error` how far off a value may be, 0: exact.
     """
 
     alias: int
@@ -80,6 +80,7 @@ class SeriesDefinition:
     poll_interval_us: int
     deadband: float = 0.0
     heartbeat_us: int = 0
+    max_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,7 @@ def encode_birth_body(site: str, gateway_id: str, series: tuple[SeriesDefinition
                 "poll_interval_us": one.poll_interval_us,
                 "deadband": one.deadband,
                 "heartbeat_us": one.heartbeat_us,
+                "max_error": one.max_error,
             }
             for one in series
         ],
@@ -294,6 +295,7 @@ def _birth(record: Mapping[str, Any]) -> Birth:
             poll_interval_us=one["poll_interval_us"],
             deadband=one["deadband"],
             heartbeat_us=one["heartbeat_us"],
+            max_error=one["max_error"],
         )
         for one in record["series"]
     )

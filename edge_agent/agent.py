@@ -65,8 +65,9 @@ class Agent:
         self._adapters = make_adapters(config)
         self._states = [DeviceState(device.name, len(device.tags)) for device in config.devices]
         self._filter = DeadbandFilter(self._table.deadband, self._table.heartbeat_us)
+        batching = config.batching
         self._batcher = Batcher(
-            self._table, config.agent.site, config.gateway_id, config.batching.readings_per_block_max
+            self._table, config.agent.site, config.gateway_id, batching.readings_per_block_max, batching.codec
         )
         limits = BufferLimits(
             config.buffer.size_mb_max,

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from common.codec import encode_blocks
+from common.codec import CodecName, Sticky, encode_blocks
 from common.model import ReadingFrame, Route
 from common.wire import BIRTH, TELEMETRY_BATCH, encode_batch_body, encode_birth_body
 from edge_agent.series import SeriesTable
@@ -36,10 +36,19 @@ class DraftBatch:
 class Batcher:
     """Gathers frames until `take`; `births` are the definitions that the batches refer to."""
 
-    def __init__(self, table: SeriesTable, site: str, gateway_id: str, readings_per_block_max: int) -> None:
+    def __init__(
+        self,
+        table: SeriesTable,
+        site: str,
+        gateway_id: str,
+        readings_per_block_max: int,
+        codec: CodecName = "balanced",
+    ) -> None:
         """Encode the birth of each lane once."""
         self._table = table
         self._block_max = readings_per_block_max
+        self._codec: CodecName = codec
+        self._sticky = Sticky(len(table))
         self._frames: list[ReadingFrame] = []
         self._births = [encode_birth_body(site, gateway_id, lane.series) for lane in table.lanes]
         self.gathered = 0
@@ -70,8 +79,19 @@ class Batcher:
         frame = frame.take(np.argsort(frame.series, kind="stable"))
         cuts = self._cuts(frame.series)
         runs = list(self._runs(frame.series, cuts))
-        groups = np.array([0] + [last for _, _, last in runs], np.int64)
-        data, sizes = encode_blocks(frame.ts_us, frame.values, frame.statuses, cuts, groups=groups)
+        rows = frame.series[cuts[:-1]].astype(np.int64)
+        data, sizes = encode_blocks(
+            frame.ts_us,
+            frame.values,
+            frame.statuses,
+            cuts,
+            self._codec,
+            groups=np.array([0] + [last for _, _, last in runs], np.int64),
+            sticky=self._sticky,
+            series=rows,
+            max_error=self._table.max_error[rows],
+            resolution=self._table.resolution[rows],
+        )
         ends = np.append(0, np.cumsum(sizes))
         return [
             self._draft(lane, frame, cuts[first : last + 1], (data[ends[first] : ends[last]], sizes[first:last]))

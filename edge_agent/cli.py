@@ -67,9 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true")
     status.set_defaults(func=_buffer_status)
 
-    from edge_agent.simulate.cli import add_parser  # noqa: PLC0415 - `run` need not pay for the simulator
+    from edge_agent.codec import cli as codec  # noqa: PLC0415 - `run` need not pay for these
+    from edge_agent.simulate import cli as simulate  # noqa: PLC0415
 
-    add_parser(commands)
+    codec.add_parser(commands)
+    simulate.add_parser(commands)
     return parser
 
 

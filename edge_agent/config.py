@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from common.codec import CodecName
 from common.config import (
     BrokerConfig,
     EmbeddedBroker,
@@ -46,6 +47,7 @@ class BatchingSection(FrozenModel):
 
     flush_interval_s: Seconds = 1.0
     readings_per_block_max: Annotated[int, Field(ge=1, le=4096)] = 1024
+    codec: CodecName = "balanced"
 
 
 class BufferSection(FrozenModel):
@@ -76,6 +78,8 @@ class TagConfig(FrozenModel):
     deadband_absolute: Annotated[float, Field(ge=0)] | None = None
     deadband_percent: Annotated[float, Field(ge=0, le=100)] | None = None
     heartbeat_s: Seconds | None = None
+    max_error: Annotated[float, Field(gt=0)] | None = None
+    resolution: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("range")
     @classmethod
@@ -94,12 +98,23 @@ class TagConfig(FrozenModel):
             raise ValueError("heartbeat_s only makes sense with a deadband; without one every poll is reported")
         return self
 
+    @model_validator(mode="after")
+    def _one_precision(self) -> Self:
+        if self.max_error is not None and self.resolution is not None:
+            raise ValueError("give max_error or resolution, not both (resolution r means a max_error of r / 2)")
+        return self
+
     @property
     def deadband(self) -> float | None:
         """The absolute deadband in units of the value, or None where every poll is reported."""
         if self.deadband_percent is not None and self.range is not None:
             return self.deadband_percent / 100.0 * (self.range[1] - self.range[0])
         return self.deadband_absolute
+
+    @property
+    def bound(self) -> float:
+        """How far off a stored value may be, in units of the value; 0: exact."""
+        return self.max_error or (self.resolution or 0.0) / 2
 
     @property
     def mode(self) -> ReportMode:

@@ -35,6 +35,8 @@ class SeriesTable:
         rows_of_device: per device in config order, int32[its tags]: the row of each tag.
         deadband: float64[rows], absolute; NaN where every poll is reported.
         heartbeat_us: int64[rows], 0 where there is none.
+        max_error: float64[rows], how far off values may be stored; 0 where they are exact or have a resolution.
+        resolution: float64[rows], values are stored as multiples of it; 0 where they are not.
     """
 
     lanes: tuple[Lane, ...]
@@ -42,6 +44,8 @@ class SeriesTable:
     rows_of_device: tuple[NDArray[np.int32], ...]
     deadband: NDArray[np.float64]
     heartbeat_us: NDArray[np.int64]
+    max_error: NDArray[np.float64]
+    resolution: NDArray[np.float64]
 
     def __len__(self) -> int:
         return self.deadband.size
@@ -55,23 +59,23 @@ def build_series_table(devices: Sequence[DeviceConfig]) -> SeriesTable:
             members.setdefault((device.machine_of(tag), device.route), []).append((index, position, device, tag))
     lanes: list[Lane] = []
     rows = [np.empty(len(device.tags), np.int32) for device in devices]
-    deadband: list[float] = []
-    heartbeat_us: list[int] = []
+    tags: list[TagConfig] = []
     for (machine_id, route), points in members.items():
-        first = len(deadband)
+        first = len(tags)
         definitions: list[SeriesDefinition] = []
         for alias, (index, position, device, tag) in enumerate(points):
             rows[index][position] = first + alias
             definitions.append(_definition(alias, device, tag))
-            deadband.append(np.nan if tag.deadband is None else tag.deadband)
-            heartbeat_us.append(definitions[-1].heartbeat_us)
+            tags.append(tag)
         lanes.append(Lane(machine_id, route, first, tuple(definitions)))
     return SeriesTable(
         lanes=tuple(lanes),
-        lane_starts=np.array([lane.first for lane in lanes] + [len(deadband)], np.int64),
+        lane_starts=np.array([lane.first for lane in lanes] + [len(tags)], np.int64),
         rows_of_device=tuple(rows),
-        deadband=np.array(deadband, np.float64),
-        heartbeat_us=np.array(heartbeat_us, np.int64),
+        deadband=np.array([np.nan if tag.deadband is None else tag.deadband for tag in tags], np.float64),
+        heartbeat_us=np.array([_heartbeat_us(tag) for tag in tags], np.int64),
+        max_error=np.array([tag.max_error or 0.0 for tag in tags], np.float64),
+        resolution=np.array([tag.resolution or 0.0 for tag in tags], np.float64),
     )
 
 
@@ -84,5 +88,10 @@ def _definition(alias: int, device: DeviceConfig, tag: TagConfig) -> SeriesDefin
         mode=tag.mode,
         poll_interval_us=round(device.poll_interval_s * US_PER_SECOND),
         deadband=tag.deadband or 0.0,
-        heartbeat_us=round((tag.heartbeat_s or 0.0) * US_PER_SECOND),
+        heartbeat_us=_heartbeat_us(tag),
+        max_error=tag.bound,
     )
+
+
+def _heartbeat_us(tag: TagConfig) -> int:
+    return round((tag.heartbeat_s or 0.0) * US_PER_SECOND)

@@ -15,6 +15,7 @@ One transaction:
     8. commit
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -107,7 +108,7 @@ class PostgresSink:
                 to = {name: self._advance(name, end, made) for name, end in flush.ends.items()}
                 await self._checkpoints.advance(connection, to)  # 7
             except BaseException:
-                if not connection.is_closed():
+                with contextlib.suppress(Exception):  # what went wrong first is what counts
                     await transaction.rollback()
                 raise
             outcome = Outcome(accepted, archivable)

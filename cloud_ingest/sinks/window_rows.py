@@ -1,18 +1,19 @@
 """Windows into their tables: a partial whose row is there already is combined with it, and the row replaced.
 
 In: partials keyed by series id. Out: rows of windows_1m and windows_5m, `revision` counting how often each was
-changed since it was first stored. Fails with the errors of cloud_ingest.store.connection; ServiceError, too, when another
-transaction made one of the rows meanwhile (the flush is tried again).
+changed since it was first stored. Fails with the errors of cloud_ingest.store.connection; ServiceError, too, when
+another transaction made one of the rows meanwhile (the flush is tried again).
 
 Why not combine in SQL? PostgreSQL raises an error where IEEE arithmetic overflows or underflows, and a sensor's
-1e-320 would then stop a partition. So SQL only moves numbers, in bulk: partials are copied to a temporary table, the rows
-that exist come back by COPY, and numpy does the arithmetic.
+1e-320 would then stop a partition. So SQL only moves numbers, in bulk: partials are copied to a temporary table, the
+rows that exist come back by COPY, and numpy does the arithmetic.
 """
 
 from typing import Final
 
 import asyncpg
 import numpy as np
+from numpy.typing import NDArray
 
 from cloud_ingest.operators.partials import NO_FIRST_US, NO_LAST_US, Partials, merge
 from cloud_ingest.sinks.copy_binary import parse, rows, stream, timestamptz
@@ -25,8 +26,8 @@ TABLES: Final = {60 * US_PER_SECOND: "windows_1m", 300 * US_PER_SECOND: "windows
 _STAGING: Final = """
 SET LOCAL client_min_messages = warning;
 CREATE TEMP TABLE IF NOT EXISTS windows_in (
-    series_id int, window_start timestamptz, count bigint, bad_count bigint, mean float8, m2 float8, min float8, max float8,
-    first float8, last float8, first_ts timestamptz, last_ts timestamptz, stddev float8, revision int)
+    series_id int, window_start timestamptz, count bigint, bad_count bigint, mean float8, m2 float8, min float8,
+    max float8, first float8, last float8, first_ts timestamptz, last_ts timestamptz, stddev float8, revision int)
     ON COMMIT DELETE ROWS;
 TRUNCATE pg_temp.windows_in;
 """
@@ -51,8 +52,9 @@ SELECT series_id, window_start, count, bad_count, CASE WHEN count > 0 THEN mean 
        CASE WHEN count > 1 THEN stddev END, revision
 FROM pg_temp.windows_in ORDER BY series_id, window_start
 ON CONFLICT (series_id, window_start) DO UPDATE SET
-    count = EXCLUDED.count, bad_count = EXCLUDED.bad_count, mean = EXCLUDED.mean, min = EXCLUDED.min, max = EXCLUDED.max,
-    first = EXCLUDED.first, last = EXCLUDED.last, first_ts = EXCLUDED.first_ts, last_ts = EXCLUDED.last_ts,
+    count = EXCLUDED.count, bad_count = EXCLUDED.bad_count, mean = EXCLUDED.mean, min = EXCLUDED.min,
+    max = EXCLUDED.max, first = EXCLUDED.first, last = EXCLUDED.last,
+    first_ts = EXCLUDED.first_ts, last_ts = EXCLUDED.last_ts,
     m2 = EXCLUDED.m2, stddev = EXCLUDED.stddev, revision = EXCLUDED.revision
 WHERE w.revision = EXCLUDED.revision - 1
 """
@@ -78,7 +80,10 @@ async def store(connection: asyncpg.Connection, length_us: int, partials: Partia
 
 
 async def _stage(
-    connection: asyncpg.Connection, length_us: int, partials: Partials, revision: np.ndarray[tuple[int], np.dtype[np.int32]]
+    connection: asyncpg.Connection,
+    length_us: int,
+    partials: Partials,
+    revision: NDArray[np.int32],
 ) -> None:
     await connection.execute(_STAGING)
     some = partials.count > 0
@@ -106,9 +111,7 @@ async def _stage(
     await connection.copy_to_table("windows_in", schema_name="pg_temp", source=stream(data), format="binary")
 
 
-async def _existing(
-    connection: asyncpg.Connection, table: str, length_us: int
-) -> tuple[Partials, np.ndarray[tuple[int], np.dtype[np.int32]]]:
+async def _existing(connection: asyncpg.Connection, table: str, length_us: int) -> tuple[Partials, NDArray[np.int32]]:
     """Return the rows that are there for the staged keys, locked, and their revisions."""
     pieces: list[bytes] = []
 
@@ -138,7 +141,7 @@ async def _existing(
     )
 
 
-def _positions(all_of: Partials, some: Partials) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+def _positions(all_of: Partials, some: Partials) -> NDArray[np.intp]:
     """Return where the keys of `some` are among those of `all_of`, which are sorted and include them."""
     key = np.dtype([("row", np.int32), ("window", np.int64)])
     haystack, needles = np.empty(len(all_of), key), np.empty(len(some), key)

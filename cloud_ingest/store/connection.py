@@ -59,9 +59,14 @@ class Store:
         try:
             yield connection
         except BaseException as error:
+            lost = connection.is_closed()
             connection.terminate()
-            if isinstance(error, Exception) and (named := _named(error)) is not None:
+            if not isinstance(error, Exception) or isinstance(error, ForebayError):
+                raise
+            if (named := _named(error)) is not None:
                 raise named from error
+            if lost:  # asyncpg's own state can be confused after that, and says so in many ways
+                raise ServiceError(f"store: connection lost: {error}") from error
             raise
         if len(self._idle) < _IDLE_MAX and not connection.is_closed():
             self._idle.append(connection)
@@ -127,7 +132,7 @@ def _named(error: Exception) -> ForebayError | None:
         return ServiceError(text) if state.startswith(_RETRY_CLASSES) else RefusedError(text)
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return RefusedError(f"store: {error}")  # a value that does not fit its type
-    if isinstance(error, OSError | asyncpg.InterfaceError | TimeoutError | ssl.SSLError):
+    if isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | TimeoutError | ssl.SSLError):
         return ServiceError(f"store: {error or type(error).__name__}")
     return None
 

@@ -86,7 +86,7 @@ async def migrate(connection: asyncpg.Connection, *, dry_run: bool = False, plai
                 await connection.execute("SET LOCAL statement_timeout = 0")
                 await _apply(connection, kind, pending)
         if kind == "plain" and not missing:
-            missing = "TimescaleDB is available now, but these tables were made before it was"
+            missing = "TimescaleDB is available here, but these tables were made without it"
         return Migrated(kind, pending, missing if kind == "plain" else "")
 
 

@@ -134,7 +134,7 @@ class PymodbusServer:
         await self._server.serve_forever(background=True)
 
     async def stop(self) -> None:
-        await self._server.shutdown()
+        await self._server.shutdown()  # type: ignore[no-untyped-call]
 
 
 PEERS: list[type[Peer]] = [SimulatedMachine, PymodbusServer]

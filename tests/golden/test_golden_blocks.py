@@ -13,7 +13,7 @@ BLOCKS = sorted((Path(__file__).parent / "blocks").glob("*.block"))
 
 
 def test_the_files_are_there() -> None:
-    assert len(BLOCKS) >= 13
+    assert len(BLOCKS) >= 40
 
 
 @pytest.mark.parametrize("path", BLOCKS, ids=lambda path: path.stem)
@@ -35,3 +35,16 @@ def test_the_oracle_agrees(path: Path) -> None:
     assert block.timestamps == expected["timestamps"]
     assert block.statuses == expected["statuses"]
     assert [f"{bits:016x}" for bits in block.value_bits] == expected["value_bits"]
+
+
+def test_an_old_group_decodes_to_what_it_held() -> None:
+    path = Path(__file__).parent / "groups" / "shared_timestamps.blocks"
+    expected = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    decoded = codec.decode_blocks(path.read_bytes(), np.array(expected["sizes"]))
+    blocks = expected["blocks"]
+    assert decoded.counts.tolist() == [len(block["timestamps"]) for block in blocks]
+    assert decoded.ts.tolist() == [timestamp for block in blocks for timestamp in block["timestamps"]]
+    bits = [f"{bits:016x}" for bits in decoded.values.view(np.uint64).tolist()]
+    assert bits == [value for block in blocks for value in block["value_bits"]]
+    oracle = oracle_block.decode_all(path.read_bytes(), expected["sizes"])
+    assert [block.codecs[0] for block in oracle] == [oracle_block.STEPS, oracle_block.SHARED, oracle_block.SHARED]

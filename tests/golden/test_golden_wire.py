@@ -39,7 +39,8 @@ def test_a_golden_birth() -> None:
     data, _ = golden("birth")
     birth = decode_message(data)
     assert isinstance(birth, Birth)
-    assert (birth.site, birth.gateway_id, birth.birth_id) == ("werk-süd", "gw-7", 210_779_813_208_835)
+    assert (birth.site, birth.gateway_id, birth.birth_id) == ("werk-süd", "gw-7", 146_659_678_662_326)
     assert [one.tag for one in birth.series] == ["oil_temperature", "druck_öl"]
     assert birth.series[1].mode is ReportMode.REPORT_BY_EXCEPTION
     assert (birth.series[1].deadband, birth.series[1].heartbeat_us) == (0.1, 60_000_000)
+    assert [one.max_error for one in birth.series] == [0.0, 0.005]

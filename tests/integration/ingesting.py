@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
 
@@ -180,7 +180,7 @@ class WorkerProcess:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
-    def __enter__(self) -> "WorkerProcess":
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -285,6 +285,8 @@ def check_all(database: Database, archive: Path, agents: Sequence[FakeAgent], wi
     wait_for(lambda: len(archived_rows(archive)) >= len(truth), within_s)
     assert archived_rows(archive) == truth
     wait_for(lambda: not wrong_windows(database), within_s)
-    for row in database.fetch("SELECT machine_id, agent_id, epoch, upper(seen) - lower(seen) AS n, received FROM lanes"):
+    for row in database.fetch(
+        "SELECT machine_id, agent_id, epoch, upper(seen) - lower(seen) AS n, received FROM lanes"
+    ):
         assert row["n"] == row["received"], dict(row)
     wait_for(lambda: database.value("SELECT count(*) FROM archive_files WHERE state = 'pending'") == 0, 5.0)

@@ -23,12 +23,12 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 def frame_of(request: bytes, pdu: bytes, **change: int) -> bytes:
     transaction, unit = struct.unpack(">H", request[:2])[0], request[6]
-    header = struct.pack(
+    header: bytes = struct.pack(
         ">HHHB",
         change.get("transaction", transaction), change.get("protocol", 0), change.get("length", len(pdu) + 1),
         change.get("unit", unit),
     )  # fmt: skip
-    return header + pdu
+    return bytes(header + pdu)
 
 
 def good_pdu(request: bytes, fill: int = 1) -> bytes:

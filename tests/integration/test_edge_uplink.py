@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from common.clock import SystemClock
 from common.embedded.broker import EmbeddedBroker, ensure_embedded_broker

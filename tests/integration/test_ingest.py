@@ -118,9 +118,7 @@ def test_poison_goes_to_the_dead_letters_and_nothing_stops(
         feeder.agent(stranger, stranger.batch(BASE_US, 5))  # its birth was never sent
         feeder.agent(agent, good[:-3] + bytes(3))  # a block with a broken checksum
         offsets = np.array([0, 1], np.int64)
-        feeder.agent(
-            agent, agent.encode(np.array([-(1 << 62)]), np.array([1.0]), np.zeros(1, np.int32), offsets)
-        )
+        feeder.agent(agent, agent.encode(np.array([-(1 << 62)]), np.array([1.0]), np.zeros(1, np.int32), offsets))
         feeder.agent(
             agent,
             agent.encode(np.array([5]), np.array([1.0]), np.zeros(1, np.int32), offsets, np.array([77], np.int32)),
@@ -139,7 +137,9 @@ def test_poison_goes_to_the_dead_letters_and_nothing_stops(
         wait_for(lambda: worker.metric("forebay_ingest_dead_letters_total") == 9)
         assert worker.running()
 
-        consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "t", "auto.offset.reset": "earliest"})
+        consumer = Consumer(
+            {"bootstrap.servers": broker.bootstrap_servers, "group.id": "t", "auto.offset.reset": "earliest"}
+        )
         from confluent_kafka import OFFSET_BEGINNING, TopicPartition  # noqa: PLC0415
 
         consumer.assign([TopicPartition("forebay.dlq", number, OFFSET_BEGINNING) for number in range(4)])
@@ -153,7 +153,7 @@ def test_poison_goes_to_the_dead_letters_and_nothing_stops(
 
 
 def kill_loop(folder: Path, broker: EmbeddedBroker, database: Database, kills: int, seed: int) -> None:
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201 - shown when it fails
     rng = random.Random(seed)
     agents = [FakeAgent(f"m{k}", seed=seed + k) for k in range(4)]
     feeder = Feeder(broker.bootstrap_servers)
@@ -196,6 +196,15 @@ def test_kill_9_many_times(folder: Path, broker: EmbeddedBroker, database: Datab
 
 
 def test_database_that_dies_is_waited_for(folder: Path, broker: EmbeddedBroker) -> None:
+    database_kills(folder, broker, 2)
+
+
+@pytest.mark.slow
+def test_database_that_dies_many_times(folder: Path, broker: EmbeddedBroker) -> None:
+    database_kills(folder, broker, 15)
+
+
+def database_kills(folder: Path, broker: EmbeddedBroker, kills: int) -> None:
     agents = [FakeAgent(f"m{k}", seed=k) for k in range(2)]
     feeder = Feeder(broker.bootstrap_servers)
     data = config_data(None, folder, store="embedded")
@@ -204,7 +213,7 @@ def test_database_that_dies_is_waited_for(folder: Path, broker: EmbeddedBroker) 
             feeder.agent(agent, agent.birth())
         feed(feeder, agents, 10, 0.01)
         wait_for(lambda: worker.metric("forebay_ingest_readings_total") > 0)
-        for _ in range(2):
+        for _ in range(kills):
             os.kill(int((folder / "postgres" / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
             feed(feeder, agents, 30, 0.02, agents[0].truth.ts_us[-1] + SECOND)
             wait_for(lambda: worker.health()["ok"])

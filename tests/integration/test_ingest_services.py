@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -66,7 +66,9 @@ def real_database(services: Services) -> Database:
 
 
 def settings(database: Database, kafka: str, folder: Path, **ingest: Any) -> dict[str, Any]:
-    data = config_data(database, folder, broker={"bootstrap_servers": kafka}, ingest=ingest, archive={"interval_s": 0.7})
+    data = config_data(
+        database, folder, broker={"bootstrap_servers": kafka}, ingest=ingest, archive={"interval_s": 0.7}
+    )
     data["ingest"] |= {"consumer_group": f"g-{uuid.uuid4().hex[:8]}", "session_timeout_s": 6}
     return data
 
@@ -100,7 +102,7 @@ class Traffic:
             number += 1
             time.sleep(self._pause_s)
 
-    def __enter__(self) -> "Traffic":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -187,7 +187,14 @@ def sample_batch() -> bytes:
 
 
 def sample_birth(**change: Any) -> bytes:
-    fields = {"tag": "t", "sensor_type": "", "unit": "", "deadband": 0.0, "heartbeat_us": 0, "poll_interval_us": 0}
+    fields: dict[str, Any] = {
+        "tag": "t",
+        "sensor_type": "",
+        "unit": "",
+        "deadband": 0.0,
+        "heartbeat_us": 0,
+        "poll_interval_us": 0,
+    }
     fields |= change
     series = (SeriesDefinition(alias=0, mode=ReportMode.PERIODIC, **fields),)
     return wire.seal(wire.BIRTH, HEAD, wire.encode_birth_body("site", "gateway", series)[1])

@@ -94,6 +94,12 @@ impl<'a> Section<'a> {
         Self::new(&self.bytes[start..], length)
     }
 
+    /// Its bytes and at least `more` behind them, if they are there.
+    #[must_use]
+    pub fn ahead(self, more: usize) -> Option<&'a [u8]> {
+        self.bytes.get(..self.length + more)
+    }
+
     /// Nothing but the section's own bytes.
     #[must_use]
     pub fn bytes(self) -> &'a [u8] {

@@ -2,10 +2,12 @@
 
 use crate::bits::Section;
 use crate::error::{Error, Result, damaged};
+use crate::integers::{self, Effort};
+use crate::rounding::Precision;
 use crate::statuses::{self, StatusCodec};
-use crate::timestamps::{self, TimestampCodec};
-use crate::values::ValueCodec;
-use crate::{gorilla, raw, varint};
+use crate::timestamps::{self, Source, TimestampCodec};
+use crate::values::{self, Level, Plan, ValueCodec};
+use crate::{raw, varint};
 
 /// Readings a block may hold.
 pub const MAX_READINGS: usize = 4096;
@@ -13,8 +15,12 @@ pub const MAX_READINGS: usize = 4096;
 pub const VERSION: u8 = 1;
 
 const CHECKSUM_BYTES: usize = 4;
-/// The smallest block: version, two bytes of codecs, three varints of one byte, checksum.
-pub const BYTES_MIN: usize = 3 + 3 + CHECKSUM_BYTES;
+/// The smallest block: version, two bytes of codecs, the count, checksum.
+pub const BYTES_MIN: usize = 3 + 1 + CHECKSUM_BYTES;
+/// Bits of the second byte: the timestamp codec, then the status codec, then this mark for a block of one reading,
+/// which spares the count.
+const STATUS_SHIFT: u32 = 4;
+const ONE_READING: u8 = 0x40;
 
 /// What the caller asks of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +29,8 @@ pub enum Choice {
     Raw,
     /// Delta of delta and Gorilla XOR; a section that would be larger than raw is raw.
     Gorilla,
+    /// Whatever is smallest of what this level looks at.
+    Adaptive(Level),
 }
 
 impl Choice {
@@ -34,7 +42,13 @@ impl Choice {
         match name {
             "raw" => Ok(Self::Raw),
             "gorilla" => Ok(Self::Gorilla),
-            _ => Err(Error::Input(format!("codec {name:?} is not known; the codecs are \"raw\" and \"gorilla\""))),
+            "fast" => Ok(Self::Adaptive(Level::Fast)),
+            "balanced" => Ok(Self::Adaptive(Level::Balanced)),
+            "small" => Ok(Self::Adaptive(Level::Small)),
+            _ => {
+                let names = "\"fast\", \"balanced\", \"small\", \"gorilla\" and \"raw\"";
+                Err(Error::Input(format!("codec {name:?} is not known; the codecs are {names}")))
+            }
         }
     }
 }
@@ -70,6 +84,12 @@ impl<'a> Readings<'a> {
         self.timestamps.len()
     }
 
+    /// Their timestamps.
+    #[must_use]
+    pub fn timestamps(&self) -> &'a [i64] {
+        self.timestamps
+    }
+
     /// Those of one block. Panics if there are not so many.
     #[must_use]
     pub fn part(&self, from: usize, to: usize) -> Self {
@@ -82,67 +102,85 @@ impl<'a> Readings<'a> {
 }
 
 /// Room for one section while its size is not known; made once and used for every block of a call.
+#[derive(Default)]
 pub struct Scratch {
     section: Vec<u8>,
+    steps: integers::Scratch,
+    values: values::Scratch,
 }
 
-impl Scratch {
-    /// Room for blocks of up to `count` readings.
-    #[must_use]
-    pub fn new(count: usize) -> Self {
-        Self { section: vec![0; timestamps::bytes_max(count).max(gorilla::bytes_max(count))] }
-    }
-}
-
-/// Append one block to `out`. `scratch` has room for as many readings.
+/// Append one block to `out`. `shared` says how many blocks before this one there is one with the same timestamps;
+/// `plan` is what suited the last block of the series. Precision is for adaptive choices only.
 ///
 /// # Errors
 /// There are more than [`MAX_READINGS`].
-pub fn encode(readings: Readings, choice: Choice, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<()> {
+pub fn encode(
+    readings: Readings,
+    choice: Choice,
+    precision: Precision,
+    shared: Option<usize>,
+    plan: &mut Plan,
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Result<()> {
     let count = readings.count();
     if count > MAX_READINGS {
         return Err(Error::Input(format!("{count} readings, at most {MAX_READINGS} fit into a block")));
     }
     let start = out.len();
-    let raw_bytes = 8 * count;
     out.extend([VERSION, 0, 0]);
-    varint::put(out, count as u32);
-
-    let mut status_section = Vec::new();
-    let status_codec = statuses::encode(readings.statuses, &mut status_section);
-    let mut timestamp_codec = TimestampCodec::Raw;
-    let mut timestamp_bytes = raw_bytes;
-    if choice == Choice::Gorilla {
-        let bytes = timestamps::encode(readings.timestamps, &mut scratch.section);
-        if bytes < raw_bytes {
-            (timestamp_codec, timestamp_bytes) = (TimestampCodec::DeltaOfDelta, bytes);
+    if count != 1 {
+        varint::put(out, count as u64);
+    }
+    let timestamp_codec = match shared {
+        Some(distance) => {
+            varint::put(out, distance as u64);
+            TimestampCodec::Shared
         }
-    }
-    varint::put(out, timestamp_bytes as u32);
-    varint::put(out, status_section.len() as u32);
-    match timestamp_codec {
-        TimestampCodec::Raw => raw::put(readings.timestamps, i64::to_le_bytes, out),
-        TimestampCodec::DeltaOfDelta => out.extend_from_slice(&scratch.section[..timestamp_bytes]),
-    }
-    out.extend_from_slice(&status_section);
-
-    let mut value_codec = ValueCodec::Raw;
-    if choice == Choice::Gorilla {
-        let bytes = gorilla::encode(readings.values, &mut scratch.section);
-        if bytes < raw_bytes {
-            value_codec = ValueCodec::Gorilla;
-            out.extend_from_slice(&scratch.section[..bytes]);
-        }
-    }
-    if value_codec == ValueCodec::Raw {
-        raw::put(readings.values, f64::to_le_bytes, out);
-    }
-
-    out[start + 1] = timestamp_codec as u8 | (status_codec as u8) << 4;
+        None => put_timestamps(readings.timestamps, choice, scratch, out),
+    };
+    let status_codec = statuses::encode(readings.statuses, out);
+    let value_codec = match choice {
+        Choice::Raw => values::encode_raw(readings.values, out),
+        Choice::Gorilla => values::encode_gorilla(readings.values, &mut scratch.values, out),
+        Choice::Adaptive(level) => values::encode(readings.values, level, precision, plan, &mut scratch.values, out),
+    };
+    let one = if count == 1 { ONE_READING } else { 0 };
+    out[start + 1] = timestamp_codec as u8 | (status_codec as u8) << STATUS_SHIFT | one;
     out[start + 2] = value_codec as u8;
     let checksum = crc32c::crc32c(&out[start..]);
     out.extend(checksum.to_le_bytes());
     Ok(())
+}
+
+fn put_timestamps(column: &[i64], choice: Choice, scratch: &mut Scratch, out: &mut Vec<u8>) -> TimestampCodec {
+    let start = out.len();
+    let codec = match choice {
+        Choice::Raw => None,
+        _ => timestamps::encode_regular(column, out).or_else(|| match choice {
+            Choice::Adaptive(level) if column.len() > 1 => {
+                let effort = if level == Level::Small { Effort::CodeSteps } else { Effort::Pack };
+                timestamps::encode_steps(column, effort, &mut scratch.steps, out);
+                Some(TimestampCodec::Steps)
+            }
+            _ => {
+                scratch.section.resize(timestamps::bytes_max(column.len()).max(scratch.section.len()), 0);
+                let bytes = timestamps::encode(column, &mut scratch.section);
+                varint::put(out, bytes as u64);
+                out.extend_from_slice(&scratch.section[..bytes]);
+                Some(TimestampCodec::DeltaOfDelta)
+            }
+        }),
+    };
+    // A single timestamp may be longer as a varint than it is.
+    match codec {
+        Some(codec) if out.len() - start <= 8 * column.len() => codec,
+        _ => {
+            out.truncate(start);
+            raw::put(column, i64::to_le_bytes, out);
+            TimestampCodec::Raw
+        }
+    }
 }
 
 /// A block whose frame is valid: its codecs and its three sections.
@@ -151,7 +189,7 @@ pub struct Block<'a> {
     /// Number of readings, at most [`MAX_READINGS`].
     pub count: usize,
     /// How the timestamps are held, and where.
-    pub timestamps: (TimestampCodec, Section<'a>),
+    pub timestamps: Source<'a>,
     /// How the statuses are held, and where.
     pub statuses: (StatusCodec, Section<'a>),
     /// How the values are held, and where.
@@ -179,32 +217,38 @@ impl<'a> Block<'a> {
             return damaged("the checksum does not match");
         }
         let timestamp_codec = TimestampCodec::from_number(covered[1] & 15)?;
-        let status_codec = StatusCodec::from_number(covered[1] >> 4)?;
+        let status_codec = StatusCodec::from_number((covered[1] >> STATUS_SHIFT) & 3)?;
         let value_codec = ValueCodec::from_number(covered[2])?;
-        let mut sections = &covered[3..];
-        let count = varint::take(&mut sections)? as usize;
-        let timestamp_bytes = varint::take(&mut sections)? as usize;
-        let status_bytes = varint::take(&mut sections)? as usize;
-        if count > MAX_READINGS {
-            return Err(Error::Block(format!("it claims {count} readings, at most {MAX_READINGS} fit")));
+        if covered[1] & 0x80 != 0 {
+            return damaged("a reserved bit is set");
         }
-        // One after the other: the sum of two lengths from outside may not fit into a word.
-        let value_bytes = sections.len().checked_sub(timestamp_bytes).and_then(|left| left.checked_sub(status_bytes));
-        let Some(value_bytes) = value_bytes else {
+        let mut rest = &covered[3..];
+        let count = if covered[1] & ONE_READING != 0 {
+            1
+        } else {
+            match varint::take(&mut rest)? {
+                1 => return damaged("the count of a single reading is a mark, not a number"),
+                count if count > MAX_READINGS as u64 => {
+                    return Err(Error::Block(format!("it claims {count} readings, at most {MAX_READINGS} fit")));
+                }
+                count => count as usize,
+            }
+        };
+        let mut at = covered.len() - rest.len();
+        let body = block.part(0, covered.len());
+        let timestamps = timestamps::take_section(timestamp_codec, count, body, &mut at)?;
+        let status_bytes = status_codec.section_bytes(count, &covered[at..])?;
+        let Some(value_bytes) = (covered.len() - at).checked_sub(status_bytes) else {
             return damaged("its sections do not fit into it");
         };
-        if !timestamp_codec.fits(count, timestamp_bytes)
-            || !status_codec.fits(count, status_bytes)
-            || !value_codec.fits(count, value_bytes)
-        {
+        if !value_codec.fits(count, value_bytes) {
             return Err(Error::Block(format!("its sections cannot hold {count} readings")));
         }
-        let statuses_at = covered.len() - sections.len() + timestamp_bytes;
         Ok(Self {
             count,
-            timestamps: (timestamp_codec, block.part(statuses_at - timestamp_bytes, timestamp_bytes)),
-            statuses: (status_codec, block.part(statuses_at, status_bytes)),
-            values: (value_codec, block.part(statuses_at + status_bytes, value_bytes)),
+            timestamps,
+            statuses: (status_codec, block.part(at, status_bytes)),
+            values: (value_codec, block.part(at + status_bytes, value_bytes)),
         })
     }
 }
@@ -213,10 +257,19 @@ impl<'a> Block<'a> {
 mod tests {
     use super::*;
 
+    const CHOICES: [Choice; 5] = [
+        Choice::Raw,
+        Choice::Gorilla,
+        Choice::Adaptive(Level::Fast),
+        Choice::Adaptive(Level::Balanced),
+        Choice::Adaptive(Level::Small),
+    ];
+
     fn encoded(timestamps: &[i64], values: &[f64], statuses: &[i32], choice: Choice) -> Vec<u8> {
         let readings = Readings::new(timestamps, values, statuses).unwrap();
         let mut out = Vec::new();
-        encode(readings, choice, &mut Scratch::new(timestamps.len()), &mut out).unwrap();
+        let (precision, mut plan) = (Precision::Exact, Plan::default());
+        encode(readings, choice, precision, None, &mut plan, &mut Scratch::default(), &mut out).unwrap();
         out
     }
 
@@ -225,9 +278,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_block_is_ten_bytes() {
+    fn an_empty_block_is_eight_bytes() {
         let block = encoded(&[], &[], &[], Choice::Gorilla);
-        assert_eq!(block[..6], [1, 0, 0, 0, 0, 0]);
+        assert_eq!(block[..4], [1, 0, 0, 0]);
         assert_eq!(block.len(), BYTES_MIN);
         assert_eq!(parsed(&block).unwrap().count, 0);
     }
@@ -242,7 +295,7 @@ mod tests {
             let values: Vec<f64> = (0..count).map(|k| f64::from_bits(noise(k).rotate_left(9))).collect();
             let statuses: Vec<i32> = (0..count).map(|k| noise(k) as i32).collect();
             let good = vec![0; statuses.len()];
-            for choice in [Choice::Raw, Choice::Gorilla] {
+            for choice in CHOICES {
                 let raw = 16 * values.len();
                 assert!(encoded(&timestamps, &values, &good, choice).len() <= raw + 16);
                 assert!(encoded(&timestamps, &values, &statuses, choice).len() <= raw + 4 * values.len() + 16);
@@ -271,14 +324,19 @@ mod tests {
             let error = parsed(&block).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         };
-        refuse(&[2, 0, 0, 0, 0, 0], "version 2");
-        refuse(&[1, 0x0F, 0, 0, 0, 0], "timestamp codec 15");
-        refuse(&[1, 0xF0, 0, 0, 0, 0], "status codec 15");
-        refuse(&[1, 0, 0xFF, 0, 0, 0], "value codec 255");
+        refuse(&[2, 0, 0, 0], "version 2");
+        refuse(&[1, 0x0F, 0, 0], "timestamp codec 15");
+        refuse(&[1, 0x30, 0, 0], "status codec 3");
+        refuse(&[1, 0x80, 0, 0], "reserved bit");
+        refuse(&[1, 0, 0xFF, 0], "value codec 255");
         refuse(&[1, 0, 0, 0x80, 0x80, 0x80], "varint");
+        refuse(&[1, 0, 0, 1], "single reading");
         refuse(&[1, 1, 1, 0x81, 0x20, 0, 0], "4097 readings");
         refuse(&[1, 1, 1, 0x80, 0x20, 0, 0], "cannot hold 4096");
-        refuse(&[1, 1, 1, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F], "do not fit");
-        refuse(&[1, 0, 0, 0, 0, 0, 9], "cannot hold 0");
+        refuse(&[1, 2, 1, 0x80, 0x20, 0, 0], "cannot hold 4096");
+        refuse(&[1, 1, 1, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F], "too large");
+        refuse(&[1, 0, 1, 2, 0], "do not fit");
+        refuse(&[1, 0x20, 0, 0x80, 0x20, 0, 0], "do not fit");
+        refuse(&[1, 0, 0, 0, 9], "cannot hold 0");
     }
 }

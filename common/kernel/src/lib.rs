@@ -12,12 +12,24 @@
 pub mod batch;
 pub mod bits;
 pub mod block;
+pub mod dictionary;
 pub mod error;
+pub mod exceptions;
+pub mod forms;
 pub mod gorilla;
+pub mod integers;
+pub mod numbers;
+pub mod pack;
+pub mod predict;
+pub mod probe;
 #[cfg(feature = "python")]
 mod python;
+pub mod range;
 pub mod raw;
+pub mod residuals;
+pub mod rounding;
 pub mod statuses;
+pub mod symbols;
 pub mod timestamps;
 pub mod values;
 pub mod varint;

@@ -39,13 +39,25 @@ impl StatusCodec {
         }
     }
 
-    /// Whether `count` statuses can be in a section of `bytes`: what is cheap to know before room is made for them.
-    #[must_use]
-    pub const fn fits(self, count: usize, bytes: usize) -> bool {
+    /// How many bytes the section of `count` statuses has that begins at the head of `bytes`.
+    ///
+    /// # Errors
+    /// It is not one: runs that are empty, too long or do not end.
+    pub fn section_bytes(self, count: usize, bytes: &[u8]) -> Result<usize> {
         match self {
-            Self::Good => bytes == 0,
-            Self::Runs => bytes <= 4 * count,
-            Self::Raw => bytes == 4 * count,
+            Self::Good => Ok(0),
+            Self::Raw => Ok(4 * count),
+            Self::Runs => {
+                let mut rest = bytes;
+                let mut left = count;
+                while left > 0 {
+                    left -= take_run(&mut rest, left)?.0;
+                }
+                match bytes.len() - rest.len() {
+                    taken if taken <= 4 * count => Ok(taken),
+                    _ => damaged("the status section is larger than plain numbers"),
+                }
+            }
         }
     }
 }
@@ -59,8 +71,8 @@ pub fn encode(statuses: &[i32], out: &mut Vec<u8>) -> StatusCodec {
     let limit = start + 4 * statuses.len();
     for run in statuses.chunk_by(i32::eq) {
         // A run is at most 4096 readings.
-        varint::put(out, run.len() as u32);
-        varint::put(out, varint::zigzag(run[0]));
+        varint::put(out, run.len() as u64);
+        varint::put_signed(out, i64::from(run[0]));
         if out.len() > limit {
             out.truncate(start);
             raw::put(statuses, i32::to_le_bytes, out);
@@ -86,11 +98,7 @@ pub fn decode((codec, section): (StatusCodec, Section), count: usize, out: &mut 
         StatusCodec::Good => out.resize(end, 0),
         StatusCodec::Runs => {
             while !section.is_empty() {
-                let run = varint::take(&mut section)? as usize;
-                let status = varint::unzigzag(varint::take(&mut section)?);
-                if run == 0 || run > end - out.len() {
-                    return damaged("a run of statuses is empty or longer than the block");
-                }
+                let (run, status) = take_run(&mut section, end - out.len())?;
                 out.resize(out.len() + run, status);
             }
         }
@@ -106,6 +114,17 @@ pub fn decode((codec, section): (StatusCodec, Section), count: usize, out: &mut 
     Ok(())
 }
 
+/// Take the length and the status of a run of at most `left`.
+fn take_run(section: &mut &[u8], left: usize) -> Result<(usize, i32)> {
+    let run = varint::take(section)?;
+    let status = varint::take_signed(section)?;
+    match i32::try_from(status) {
+        Ok(status) if run > 0 && run <= left as u64 => Ok((run as usize, status)),
+        Ok(_) => damaged("a run of statuses is empty or longer than the block"),
+        Err(_) => damaged("a status has more than 32 bits"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,7 +132,7 @@ mod tests {
     fn round_trip(statuses: &[i32]) -> (StatusCodec, usize) {
         let mut section = Vec::new();
         let codec = encode(statuses, &mut section);
-        assert!(codec.fits(statuses.len(), section.len()));
+        assert_eq!(codec.section_bytes(statuses.len(), &section), Ok(section.len()));
         let mut decoded = Vec::new();
         decode((codec, Section::new(&section, section.len())), statuses.len(), &mut decoded).unwrap();
         assert_eq!(decoded, statuses);

@@ -37,7 +37,9 @@ def test_equals_what_postgresql_reads_and_writes(postgres: EmbeddedPostgres) -> 
         await connection.copy_to_table("ours", schema_name="pg_temp", source=copy_binary.stream(data), format="binary")
         records = list(zip(ts.tolist(), series.tolist(), values.tolist(), small.tolist(), strict=True))
         await connection.copy_records_to_table("theirs", schema_name="pg_temp", records=records)
-        different = "SELECT * FROM ours FULL JOIN theirs USING (k) WHERE ours IS DISTINCT FROM theirs OR ours.ts IS NULL"
+        different = (
+            "SELECT * FROM ours FULL JOIN theirs USING (k) WHERE ours IS DISTINCT FROM theirs OR ours.ts IS NULL"
+        )
         pieces: list[bytes] = []
 
         async def keep(piece: bytes) -> None:

@@ -103,10 +103,13 @@ def lying(batch_readings: int, agent: FakeAgent) -> Item:
     return Item(item.message, TelemetryBatch(**fields))
 
 
-@pytest.mark.parametrize("claimed", [0, 9, 11])
-def test_a_batch_that_holds_another_number_of_readings_than_it_says(claimed: int) -> None:
+@pytest.mark.parametrize(
+    ("claimed", "reason"),
+    [(0, Reason.DAMAGED_BLOCK), (9, Reason.DAMAGED_BLOCK), (11, Reason.INCONSISTENT)],  # more is not even decoded
+)
+def test_a_batch_that_holds_another_number_of_readings_than_it_says(claimed: int, reason: Reason) -> None:
     _, dead = to_chunk([lying(claimed, FakeAgent("a"))], lambda _: np.arange(2, dtype=np.int32))
-    assert [d.reason for d in dead] == [Reason.INCONSISTENT]
+    assert [d.reason for d in dead] == [reason]
 
 
 def test_too_many_readings_are_refused_before_anything_is_decoded() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 
-from cloud_ingest.model import Chunk, Partition, Received
 from cloud_ingest.decode import open_envelope, to_chunk
+from cloud_ingest.model import Chunk, Partition, Received
 from cloud_ingest.operators.watermark import WatermarkSettings
 from cloud_ingest.operators.windows import TumblingWindows
 from cloud_ingest.partition_state import PartitionState, SeriesRows
@@ -68,10 +68,12 @@ def test_a_rebuilt_state_goes_on_as_the_old_one_would() -> None:
         old.apply(old.after_chunk(chunk, now), now)
     new = state()
     series = np.concatenate([np.repeat(chunk.block_series, chunk.counts) for chunk in chunks])
-    stored = ReadingFrame(series, *(np.concatenate([getattr(c, n) for c in chunks]) for n in ("ts_us", "values", "statuses")))
+    stored = ReadingFrame(
+        series, *(np.concatenate([getattr(c, n) for c in chunks]) for n in ("ts_us", "values", "statuses"))
+    )
     begin = new.operator.rebuild_from_us(old.watermark_us)
     new.rebuild(stored.take(stored.ts_us >= begin), old.watermark_us)
-    one, two = old.after_silence(now), new.after_silence(now)
+    one, two = old.after_silence(now + 2_000_000), new.after_silence(now + 2_000_000)
     assert one is not None
     assert two is not None
     for length in (MINUTE, 5 * MINUTE):

@@ -181,7 +181,7 @@ def test_every_truncation_is_found(name: codec.CodecName) -> None:
 
 def test_a_truncated_section_with_a_right_checksum_is_found() -> None:
     block = one_block(60)[:-4]
-    for size in range(6, len(block)):
+    for size in range(4, len(block)):
         cut = block[:size] + struct.pack("<I", oracle_block.crc32c(block[:size]))
         with pytest.raises(CodecError):
             codec.decode_blocks(cut, np.array([len(cut)]))
@@ -189,7 +189,7 @@ def test_a_truncated_section_with_a_right_checksum_is_found() -> None:
 
 def test_a_hostile_count_takes_no_memory() -> None:
     """A thousand blocks that claim 4096 readings each, in no bytes."""
-    frame = bytes([1, 1, 1, 0x80, 0x20, 0, 0])
+    frame = bytes([1, 1, 1, 0x80, 0x20, 0])
     block = frame + struct.pack("<I", oracle_block.crc32c(frame))
     with pytest.raises(CodecError, match="block 0: its sections cannot hold 4096 readings"):
         codec.decode_blocks(block * 1000, np.full(1000, len(block)))
@@ -211,7 +211,61 @@ def test_noise_is_never_much_larger_than_raw(name: codec.CodecName, count: int) 
 def test_a_steady_signal_is_small() -> None:
     ts = np.arange(1024, dtype=np.int64) * 1_000_000
     blocks = codec.encode_blocks(ts, np.full(1024, 21.5), np.zeros(1024, np.int32), np.array([0, 1024]))
-    assert len(blocks.data) < 300
+    assert len(blocks.data) < 150
+
+
+def test_a_single_reading_takes_little_more_than_itself() -> None:
+    columns = readings(1)
+    assert len(codec.encode_blocks(*columns, np.array([0, 1])).data) == 3 + 5 + 8 + 4
+
+
+def test_shared_timestamps_are_stored_once_in_a_group() -> None:
+    ts, values, statuses = readings(30)
+    columns = (np.tile(ts, 4), np.tile(values, 4), np.tile(statuses, 4), np.arange(0, 121, 30))
+    alone = codec.encode_blocks(*columns)
+    shared = codec.encode_blocks(*columns, groups=np.array([0, 2, 4]))
+    assert (shared.sizes < alone.sizes).tolist() == [False, True, False, True]
+    decoded = codec.decode_blocks(shared.data * 2, np.tile(shared.sizes, 2))
+    np.testing.assert_array_equal(decoded.ts, np.tile(ts, 8))
+    np.testing.assert_array_equal(decoded.values, np.tile(values, 8))
+    second = shared.data[shared.sizes[0] : shared.sizes[:2].sum()]
+    assert codec.describe_block(second)["timestamp_codec"] == "shared"
+    assert [block.timestamps for block in oracle_block.decode_all(shared.data, shared.sizes.tolist())] == [
+        ts.tolist()
+    ] * 4
+
+
+def test_a_reference_to_a_block_that_cannot_be_meant_is_refused() -> None:
+    ts, values, statuses = readings(30)
+    columns = (np.tile(ts, 3), np.tile(values, 3), np.tile(statuses, 3), np.arange(0, 91, 30))
+    blocks = codec.encode_blocks(*columns, groups=np.array([0, 3]))
+    first, second, third = np.split(np.frombuffer(blocks.data, np.uint8), np.cumsum(blocks.sizes)[:-1])
+    other = np.frombuffer(one_block(31), np.uint8)
+    for parts, why in (
+        ([second], "block 0: it shares the timestamps of a block that is not there"),
+        ([first, third], "block 1: .* not there"),
+        ([first, second, second], "block 2: .* none of its own"),
+        ([other, second], "block 1: .* another number of readings"),
+    ):
+        with pytest.raises(CodecError, match=why):
+            codec.decode_blocks(b"".join(part.tobytes() for part in parts), np.array([part.size for part in parts]))
+
+
+def test_groups_that_do_not_describe_the_blocks_are_refused() -> None:
+    for groups in ([], [0], [0, 3], [1, 2], [0, 2, 1, 2]):
+        with pytest.raises(ValueError, match="groups"):
+            codec.encode_blocks(*readings(4), np.array([0, 2, 4]), groups=np.array(groups, np.int64))
+
+
+def test_the_readings_of_a_call_are_limited() -> None:
+    ts = np.arange(4096, dtype=np.int64)
+    blocks = codec.encode_blocks(ts, np.zeros(4096), np.zeros(4096, np.int32), np.array([0, 4096]))
+    assert codec.decode_blocks(*blocks, readings_max=4096).counts.tolist() == [4096]
+    with pytest.raises(CodecError, match="4096 readings, at most 4095 are allowed"):
+        codec.decode_blocks(*blocks, readings_max=4095)
+    many = codec.READINGS_PER_CALL_MAX // 4096 + 1
+    with pytest.raises(CodecError, match="are allowed"):
+        codec.decode_blocks(blocks.data * many, np.tile(blocks.sizes, many))
 
 
 def test_a_block_describes_itself() -> None:
@@ -223,7 +277,7 @@ def test_a_block_describes_itself() -> None:
     assert description["timestamp_codec"] == "delta_of_delta"
     assert description["status_codec"] == "runs"
     assert description["value_codec"] == "gorilla"
-    assert description["total_bytes"] == len(block) == 3 + 3 + sum(sections) + 4
+    assert description["total_bytes"] == len(block) == 3 + 1 + 1 + sum(sections) + 4
     assert codec.describe_block(one_block(60, "raw"))["value_codec"] == "raw"
     with pytest.raises(CodecError, match="checksum"):
         codec.describe_block(block + b"\0")
@@ -275,8 +329,8 @@ def test_other_threads_run_while_the_kernel_works(direction: str) -> None:
 )
 def test_impossible_statuses_are_refused(status_codec: int, count: int, section: list[int]) -> None:
     def block(codec_number: int, statuses: list[int]) -> bytes:
-        frame = bytes([1, codec_number << 4, 0, count, 8 * count, len(statuses), *[0] * (8 * count), *statuses])
-        frame += bytes(8 * count)
+        head = [1, codec_number << 4 | 0x40, 0] if count == 1 else [1, codec_number << 4, 0, count]
+        frame = bytes([*head, *[0] * (8 * count), *statuses]) + bytes(8 * count)
         return frame + struct.pack("<I", oracle_block.crc32c(frame))
 
     good = block(1, [count, 14])

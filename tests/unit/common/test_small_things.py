@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +92,9 @@ def test_logs_are_json_lines_on_stderr_when_nobody_watches(capsys: pytest.Captur
     line = json.loads(shown.err)
     assert (line["event"], line["level"], line["broker"]) == ("uplink.connected", "info", "k:9092")
     assert line["timestamp"].endswith("Z")
+
+
+def test_every_status_code_is_documented() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "status-codes.md").read_text("utf-8")
+    for code in StatusCode:
+        assert f"| `0x{code & 0xFFFF_FFFF:08X}` | `{code.name}` | {int(code)} |" in text

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.codec import decode_blocks
 from common.model import ReadingFrame, Route
-from common.wire import BIRTH, TELEMETRY_BATCH, Birth, Head, TelemetryBatch, decode_message, seal
+from common.wire import BIRTH, Birth, Head, TelemetryBatch, decode_message, seal
 from edge_agent.batching import READINGS_PER_BATCH_MAX, Batcher, DraftBatch
 from edge_agent.series import SeriesTable, build_series_table
 from tests.unit.edge_agent.samples import modbus_device
@@ -130,6 +130,5 @@ def test_births_come_one_a_lane() -> None:
     assert [(birth.machine_id, birth.route, birth.schema) for birth in births] == [
         ("a-stream", Route.STREAM, BIRTH), ("b-batch", Route.BATCH, BIRTH), ("c-stream", Route.STREAM, BIRTH),
     ]  # fmt: skip
-    assert TELEMETRY_BATCH != BIRTH
     again = Batcher(TABLE, "site", "gateway", 7).births()
     assert [birth.body for birth in again] == [birth.body for birth in births]

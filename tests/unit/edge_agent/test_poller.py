@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ GOOD, SILENT, GONE = 0, StatusCode.BAD_TIMEOUT, StatusCode.BAD_NO_COMMUNICATION
 class ScriptedAdapter:
     """Polls that take some (fake) seconds and give some status codes."""
 
-    device_model = FrozenModel
+    device_model: ClassVar[type[FrozenModel]] = FrozenModel
     plan = Plan(1, 2)
 
     def __init__(self, clock: FakeClock, script: Callable[[int], tuple[float, list[int]]]) -> None:
@@ -126,7 +126,7 @@ async def test_a_change_of_state_is_said_once(clock: FakeClock, capsys: pytest.C
 async def started(poll: Awaitable[Any]) -> asyncio.Task[Any]:
     task = asyncio.ensure_future(poll)
     await asyncio.sleep(0.02)
-    return task  # type: ignore[return-value]
+    return task
 
 
 async def test_a_stop_is_noticed_while_waiting() -> None:

@@ -16,7 +16,7 @@ TYPES = {"int16": 1, "uint16": 1, "int32": 2, "float32": 2, "int64": 4, "float64
 @st.composite
 def tags(draw: st.DrawFn) -> list[dict[str, Any]]:
     crowd = draw(st.sampled_from([60, 600, 65_000]))
-    made = []
+    made: list[dict[str, Any]] = []
     for _ in range(draw(st.integers(1, 60))):
         table = draw(st.sampled_from(["holding", "input", "coil", "discrete"]))
         number = draw(st.integers(0, crowd))

@@ -44,13 +44,18 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def replace(path: Path) -> None:
+    path.unlink()
+    duckdb.connect(str(path)).execute("CREATE TABLE t (i INT)").close()
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "cut in half": lambda path: os.truncate(path, path.stat().st_size // 2),
     "noise": lambda path: path.write_bytes(random.Random(1).randbytes(path.stat().st_size)),
     "text": lambda path: path.write_text("not a database"),
     "flipped bits": flip,
-    "another database": lambda path: (path.unlink(), duckdb.connect(str(path)).execute("CREATE TABLE t (i INT)")),
+    "another database": replace,
 }
 
 
