@@ -26,7 +26,7 @@ from edge_agent.adapters.contract import Adapter, adapter_classes
 from edge_agent.batching import Batcher, DraftBatch
 from edge_agent.buffer.buffer import Buffer, BufferLimits
 from edge_agent.config import AgentConfig
-from edge_agent.filters.deadband import DeadbandFilter
+from edge_agent.filters.chain import TagFilters
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.poller import DeviceState, Pace, poll_device
 from edge_agent.series import build_series_table
@@ -64,7 +64,7 @@ class Agent:
         self._table = build_series_table(config.devices)
         self._adapters = make_adapters(config)
         self._states = [DeviceState(device.name, len(device.tags)) for device in config.devices]
-        self._filter = DeadbandFilter(self._table.deadband, self._table.heartbeat_us)
+        self._filters = TagFilters(self._table)
         batching = config.batching
         self._batcher = Batcher(
             self._table, config.agent.site, config.gateway_id, batching.readings_per_block_max, batching.codec
@@ -104,6 +104,7 @@ class Agent:
             try:
                 await self._run_devices(stop)
             finally:
+                self._pass(self._filters.flush())
                 await self._flush()
 
     async def _run_devices(self, stop: asyncio.Event) -> None:
@@ -139,7 +140,9 @@ class Agent:
 
     def _deliver(self, frame: ReadingFrame) -> None:
         self._metrics.readings_polled.inc(len(frame))
-        passed = self._filter.apply(frame)
+        self._pass(self._filters.apply(frame))
+
+    def _pass(self, passed: ReadingFrame) -> None:
         self._metrics.readings_passed.inc(len(passed))
         self._batcher.add(passed)
 

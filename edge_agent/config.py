@@ -77,6 +77,8 @@ class TagConfig(FrozenModel):
     range: tuple[float, float] | None = None
     deadband_absolute: Annotated[float, Field(ge=0)] | None = None
     deadband_percent: Annotated[float, Field(ge=0, le=100)] | None = None
+    swinging_door: Annotated[float, Field(gt=0)] | None = None
+    interval_min_s: Seconds | None = None
     heartbeat_s: Seconds | None = None
     max_error: Annotated[float, Field(gt=0)] | None = None
     resolution: Annotated[float, Field(gt=0)] | None = None
@@ -94,8 +96,14 @@ class TagConfig(FrozenModel):
             raise ValueError("give deadband_absolute or deadband_percent, not both")
         if self.deadband_percent is not None and self.range is None:
             raise ValueError("deadband_percent is a share of range = [low, high]; give the range")
-        if self.heartbeat_s is not None and self.deadband is None:
+        if self.swinging_door is not None and self.deadband is not None:
+            raise ValueError("give a deadband or swinging_door, not both")
+        if self.heartbeat_s is not None and self.mode is ReportMode.PERIODIC:
             raise ValueError("heartbeat_s only makes sense with a deadband; without one every poll is reported")
+        if self.interval_min_s is not None and self.deadband is None:
+            raise ValueError("interval_min_s only makes sense with a deadband")
+        if self.interval_min_s and self.heartbeat_s and self.interval_min_s >= self.heartbeat_s:
+            raise ValueError("interval_min_s must be shorter than heartbeat_s")
         return self
 
     @model_validator(mode="after")
@@ -119,7 +127,8 @@ class TagConfig(FrozenModel):
     @property
     def mode(self) -> ReportMode:
         """Whether the tag reports every poll or by exception."""
-        return ReportMode.PERIODIC if self.deadband is None else ReportMode.REPORT_BY_EXCEPTION
+        every_poll = self.deadband is None and self.swinging_door is None
+        return ReportMode.PERIODIC if every_poll else ReportMode.REPORT_BY_EXCEPTION
 
 
 class DeviceConfig(FrozenModel):

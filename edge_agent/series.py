@@ -34,7 +34,9 @@ class SeriesTable:
         lane_starts: int64[lanes + 1], first row of each lane, then the number of rows.
         rows_of_device: per device in config order, int32[its tags]: the row of each tag.
         deadband: float64[rows], absolute; NaN where every poll is reported.
+        interval_min_us: int64[rows], how soon a moved value may be reported again; 0 at once.
         heartbeat_us: int64[rows], 0 where there is none.
+        swinging_door: float64[rows], its bound; NaN where the filter is not used.
         max_error: float64[rows], how far off values may be stored; 0 where they are exact or have a resolution.
         resolution: float64[rows], values are stored as multiples of it; 0 where they are not.
     """
@@ -43,7 +45,9 @@ class SeriesTable:
     lane_starts: NDArray[np.int64]
     rows_of_device: tuple[NDArray[np.int32], ...]
     deadband: NDArray[np.float64]
+    interval_min_us: NDArray[np.int64]
     heartbeat_us: NDArray[np.int64]
+    swinging_door: NDArray[np.float64]
     max_error: NDArray[np.float64]
     resolution: NDArray[np.float64]
 
@@ -73,7 +77,9 @@ def build_series_table(devices: Sequence[DeviceConfig]) -> SeriesTable:
         lane_starts=np.array([lane.first for lane in lanes] + [len(tags)], np.int64),
         rows_of_device=tuple(rows),
         deadband=np.array([np.nan if tag.deadband is None else tag.deadband for tag in tags], np.float64),
-        heartbeat_us=np.array([_heartbeat_us(tag) for tag in tags], np.int64),
+        interval_min_us=np.array([_as_us(tag.interval_min_s) for tag in tags], np.int64),
+        heartbeat_us=np.array([_as_us(tag.heartbeat_s) for tag in tags], np.int64),
+        swinging_door=np.array([tag.swinging_door or np.nan for tag in tags], np.float64),
         max_error=np.array([tag.max_error or 0.0 for tag in tags], np.float64),
         resolution=np.array([tag.resolution or 0.0 for tag in tags], np.float64),
     )
@@ -88,10 +94,10 @@ def _definition(alias: int, device: DeviceConfig, tag: TagConfig) -> SeriesDefin
         mode=tag.mode,
         poll_interval_us=round(device.poll_interval_s * US_PER_SECOND),
         deadband=tag.deadband or 0.0,
-        heartbeat_us=_heartbeat_us(tag),
+        heartbeat_us=_as_us(tag.heartbeat_s),
         max_error=tag.bound,
     )
 
 
-def _heartbeat_us(tag: TagConfig) -> int:
-    return round((tag.heartbeat_s or 0.0) * US_PER_SECOND)
+def _as_us(seconds: float | None) -> int:
+    return round((seconds or 0.0) * US_PER_SECOND)

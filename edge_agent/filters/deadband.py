@@ -1,9 +1,10 @@
 """Absolute deadband with a heartbeat: a reading passes only when it says something new.
 
 A reading of a series passes when it is the series' first, when its status code or NaN-ness changed, when its value
-differs from the last one *passed* by more than the deadband, when the heartbeat since the last one passed is over,
-or when its time went back (a clock jump). Percent deadbands have become absolute ones by the config's range (the
-reading of OPC 10000-8, 6.2: percent of the engineering-unit range). A NaN deadband lets every good reading pass.
+differs from the last one *passed* by more than the deadband and the minimum interval since that one is over, when the
+heartbeat since the last one passed is over, or when its time went back (a clock jump). Percent deadbands have become
+absolute ones by the config's range (the reading of OPC 10000-8, 6.2: percent of the engineering-unit range). A NaN
+deadband lets every good reading pass.
 Bad readings that repeat themselves pass once a heartbeat, at the latest every minute.
 """
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from common.clock import US_PER_SECOND
 from common.model import ReadingFrame, is_bad
+from edge_agent.filters.rounds import rounds
 
 BAD_HEARTBEAT_US = 60 * US_PER_SECOND
 
@@ -19,10 +21,19 @@ BAD_HEARTBEAT_US = 60 * US_PER_SECOND
 class DeadbandFilter:
     """Holds the last reading passed of each series; `apply` is the whole interface."""
 
-    def __init__(self, deadband: NDArray[np.float64], heartbeat_us: NDArray[np.int64]) -> None:
-        """`deadband` float64[m] (NaN: everything passes) and `heartbeat_us` int64[m] (0: none), by series row."""
+    def __init__(
+        self,
+        deadband: NDArray[np.float64],
+        heartbeat_us: NDArray[np.int64],
+        interval_min_us: NDArray[np.int64] | None = None,
+    ) -> None:
+        """By series row: `deadband` float64[m] (NaN: everything passes), `heartbeat_us` int64[m] (0: none).
+
+        A value that moved passes no sooner than `interval_min_us` int64[m] after the last (0 or None: at once).
+        """
         rows = deadband.size
         self._deadband = deadband
+        self._interval_min_us = np.zeros(rows, np.int64) if interval_min_us is None else interval_min_us
         self._heartbeat_us = np.where(heartbeat_us > 0, heartbeat_us, np.iinfo(np.int64).max)
         self._bad_heartbeat_us = np.minimum(self._heartbeat_us, BAD_HEARTBEAT_US)
         self._seen = np.zeros(rows, np.bool_)
@@ -33,7 +44,7 @@ class DeadbandFilter:
     def apply(self, frame: ReadingFrame) -> ReadingFrame:
         """Return the readings of `frame` that pass, in order, and remember them."""
         keep = np.zeros(len(frame), np.bool_)
-        for round_ in _rounds(frame.series):
+        for round_ in rounds(frame.series):
             keep[round_] = self._pass(frame.take(round_))
         return frame if keep.all() else frame.take(keep)
 
@@ -51,7 +62,7 @@ class DeadbandFilter:
         keep: NDArray[np.bool_] = (
             ~self._seen[row]
             | (frame.statuses != self._status[row])
-            | (moved & ~bad)
+            | (moved & ~bad & (age_us >= self._interval_min_us[row]))
             | (age_us >= heartbeat_us)
             | (age_us < 0)
         )
@@ -61,17 +72,3 @@ class DeadbandFilter:
         self._ts_us[passed] = frame.ts_us[keep]
         self._status[passed] = frame.statuses[keep]
         return keep
-
-
-def _rounds(series: NDArray[np.int32]) -> list[NDArray[np.intp]]:
-    """Split positions into rounds in which no series occurs twice, keeping each series' order.
-
-    A poll gives one round; a subscription's burst of k changes of one tag gives k.
-    """
-    order = np.argsort(series, kind="stable")
-    ordered = series[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if ordered.size else np.empty(0, np.intp)
-    if starts.size == ordered.size:
-        return [np.arange(series.size)]
-    occurrence = np.arange(ordered.size) - np.repeat(starts, np.diff(np.r_[starts, ordered.size]))
-    return [np.sort(order[occurrence == k]) for k in range(int(occurrence.max()) + 1)]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.model import ReadingFrame, is_bad
+from edge_agent.filters.rounds import rounds
 
 Floats = NDArray[np.float64]
 # What is left of the bound, and of the magnitude, for the rounding of slopes and of whoever draws the lines.
@@ -45,7 +46,7 @@ class SwingingDoorFilter:
 
     def apply(self, frame: ReadingFrame) -> ReadingFrame:
         """Return the readings that pass now, each series in order; what is held comes with a later call or `flush`."""
-        parts = [self._pass(frame.take(positions)) for positions in _rounds(frame.series)]
+        parts = [self._pass(frame.take(positions)) for positions in rounds(frame.series)]
         return ReadingFrame.concat(parts) if len(parts) != 1 else parts[0]
 
     def flush(self) -> ReadingFrame:
@@ -98,14 +99,3 @@ class SwingingDoorFilter:
         self._seen[row], self._holds[row] = True, False
         self._passed_us[row], self._passed[row], self._status[row] = passed.ts_us, passed.values, passed.statuses
         self._low[row], self._high[row] = -np.inf, np.inf
-
-
-def _rounds(series: NDArray[np.int32]) -> list[NDArray[np.intp]]:
-    """Split positions into rounds in which no series occurs twice, keeping each series' order."""
-    order = np.argsort(series, kind="stable")
-    ordered = series[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if ordered.size else np.empty(0, np.intp)
-    if starts.size == ordered.size:
-        return [np.arange(series.size)]
-    occurrence = np.arange(ordered.size) - np.repeat(starts, np.diff(np.r_[starts, ordered.size]))
-    return [np.sort(order[occurrence == k]) for k in range(int(occurrence.max()) + 1)]

@@ -94,6 +94,30 @@ def test_the_size_is_bounded(block: Block, name: codec.CodecName) -> None:
     assert len(data) <= bytes_a_reading * len(block) + 16
 
 
+@given(
+    values=st.lists(VALUE_BITS, min_size=1, max_size=60),
+    bound=st.one_of(st.floats(1e-12, 1e12), st.sampled_from([0.1, 0.05, 5e-324, 1e-310, 1e300, 1.7e308])),
+    level=st.sampled_from(["fast", "balanced", "small"]),
+    kind=st.sampled_from(["max_error", "resolution"]),
+)
+def test_no_value_is_off_by_more_than_declared(
+    values: list[int], bound: float, level: codec.CodecName, kind: str
+) -> None:
+    column = np.array(values, np.uint64).view(np.float64)
+    ts, good = np.arange(len(values)), np.zeros(len(values), np.int32)
+    options = {kind: np.array([bound])}
+    data, sizes = codec.encode_blocks(ts, column, good, np.array([0, len(values)]), level, **options)
+    decoded = codec.decode_blocks(data, sizes).values
+    assert oracle_block.decode(data).value_bits == decoded.view(np.uint64).tolist()
+    same = decoded.view(np.int64) == column.view(np.int64)
+    assert same[~np.isfinite(column)].all()
+    recorded = codec.describe_block(data)["max_error"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.abs(decoded - column)
+    assert (same | (error <= (bound if kind == "max_error" else bound * (0.5 + 1e-6)))).all()
+    assert (same | (error <= recorded)).all()
+
+
 @given(steps=st.lists(st.integers(-(2**36), 2**36) | st.sampled_from([0, 0, 1_000_000]), max_size=80))
 def test_every_step_comes_back(steps: list[int]) -> None:
     ts = np.cumsum(np.array(steps, np.int64))

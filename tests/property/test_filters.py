@@ -24,11 +24,11 @@ Reading = tuple[int, int, float, int]
 
 
 class Oracle:
-    def __init__(self, deadband: list[float | None], heartbeat_us: list[int]) -> None:
-        self.deadband, self.heartbeat_us = deadband, heartbeat_us
+    def __init__(self, deadband: list[float | None], heartbeat_us: list[int], interval_min_us: list[int]) -> None:
+        self.deadband, self.heartbeat_us, self.interval_min_us = deadband, heartbeat_us, interval_min_us
         self.last: dict[int, tuple[int, float, int]] = {}
 
-    def passes(self, series: int, ts: int, value: float, status: int) -> bool:
+    def passes(self, series: int, ts: int, value: float, status: int) -> bool:  # noqa: PLR0911 - rule by rule
         if series not in self.last:
             return True
         last_ts, last_value, last_status = self.last[series]
@@ -39,6 +39,8 @@ class Oracle:
             return ts - last_ts >= min(heartbeat or BAD_HEARTBEAT_US, BAD_HEARTBEAT_US)
         if heartbeat and ts - last_ts >= heartbeat:
             return True
+        if ts - last_ts < self.interval_min_us[series]:
+            return False
         deadband = self.deadband[series]
         if deadband is None or math.isnan(value) or math.isnan(last_value):
             return deadband is None or math.isnan(value) != math.isnan(last_value)
@@ -58,13 +60,16 @@ class Oracle:
     st.lists(st.lists(readings, max_size=25), min_size=1, max_size=8),
     st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.1, 1.0, 1e300])), min_size=SERIES, max_size=SERIES),
     st.lists(st.sampled_from([0, 1000, 30_000_000, 600_000_000]), min_size=SERIES, max_size=SERIES),
+    st.lists(st.sampled_from([0, 0, 1, 2_000, 40_000_000]), min_size=SERIES, max_size=SERIES),
 )
 def test_it_agrees_with_the_loop(
-    frames: list[list[Reading]], deadband: list[float | None], heartbeat_us: list[int]
+    frames: list[list[Reading]], deadband: list[float | None], heartbeat_us: list[int], interval_min_us: list[int]
 ) -> None:
-    oracle = Oracle(deadband, heartbeat_us)
+    oracle = Oracle(deadband, heartbeat_us, interval_min_us)
     tested = DeadbandFilter(
-        np.array([math.nan if one is None else one for one in deadband]), np.array(heartbeat_us, np.int64)
+        np.array([math.nan if one is None else one for one in deadband]),
+        np.array(heartbeat_us, np.int64),
+        np.array(interval_min_us, np.int64),
     )
     now = 1_700_000_000_000_000
     for steps in frames:

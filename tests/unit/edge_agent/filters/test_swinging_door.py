@@ -1,5 +1,7 @@
 """The swinging door: what passes, what is held back, and that its bound holds for every reading it drops."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,7 +103,7 @@ def test_the_bound_holds(values: list[float], steps: list[int], bound: float, cu
     edges = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
     parts = [
         filter_.apply(frame([0] * (end - begin), ts_us[begin:end].tolist(), column[begin:end].tolist()))
-        for begin, end in zip(edges, edges[1:], strict=False)
+        for begin, end in itertools.pairwise(edges)
     ]
     passed = ReadingFrame.concat([*parts, filter_.flush()])
     assert passed.ts_us.tolist() == sorted(passed.ts_us.tolist())
@@ -113,7 +115,7 @@ def assert_within(ts_us: NDArray[np.int64], values: NDArray[np.float64], passed:
     assert (values[at].view(np.int64) == passed.values.view(np.int64)).all()
     assert at[0] == 0
     assert at[-1] == len(values) - 1
-    for begin, end in zip(at, at[1:], strict=False):
+    for begin, end in itertools.pairwise(at):
         between = slice(begin + 1, end)
         share = (ts_us[between] - ts_us[begin]) / (ts_us[end] - ts_us[begin])
         line = values[begin] + share * (values[end] - values[begin]) if end > begin + 1 else values[between]
