@@ -3,9 +3,15 @@
 import platform
 import sys
 
-from bench import codec, edge, edge_footprint, ingest
+from bench import codec, edge, edge_footprint, ingest, wire
 
-SUITES = {"codec": codec.main, "footprint": edge_footprint.main, "edge": edge.main, "ingest": ingest.main}
+SUITES = {
+    "codec": codec.main,
+    "wire": wire.main,
+    "footprint": edge_footprint.main,
+    "edge": edge.main,
+    "ingest": ingest.main,
+}
 
 
 def main() -> int:

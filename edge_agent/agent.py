@@ -216,7 +216,8 @@ class Agent:
         """Make a link to the configured broker; called by the uplink's thread."""
         broker, linger_ms = self._config.broker, self._config.uplink.linger_ms
         if not isinstance(broker, EmbeddedBrokerConfig):
-            return KafkaLink(broker.client_settings(), linger_ms)
+            settings = {**broker.client_settings(), "compression.type": self._config.uplink.compression}
+            return KafkaLink(settings, linger_ms)
         if self._broker is None:
             self._broker = ensure_embedded_broker(self._config.agent.data_dir / "broker", BROKER_START_S)
         return EmbeddedLink(self._broker, broker.consumer_group, linger_ms)

@@ -65,6 +65,7 @@ class UplinkSection(FrozenModel):
     in_flight_kb_max: Annotated[int, Field(ge=64, le=65_536)] = 4096
     in_flight_batches_max: Annotated[int, Field(ge=1, le=100_000)] = 2000
     linger_ms: Annotated[int, Field(ge=0, le=1000)] = 5
+    compression: Literal["zstd", "none"] = "zstd"
 
 
 class TagConfig(FrozenModel):
