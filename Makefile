@@ -44,7 +44,7 @@ test: $(KERNEL) ## Run the tests that need no other server (under 15 minutes)
 
 test-all: $(KERNEL) ## Run every test, on a real Kafka and PostgreSQL that it starts
 	@source $(ENV)
-	cargo test --quiet --manifest-path common/kernel/Cargo.toml
+	cargo test --release --quiet --manifest-path common/kernel/Cargo.toml
 	$(MAKE) services
 	trap '$(MAKE) services-down' EXIT
 	$(BIN)/python -m pytest $(TEST_ARGS)

@@ -3,8 +3,8 @@
 `python -m bench codec [FILE.parquet]`. FILE has the columns series (string), ts_ms or ts_us (int64), value (float64);
 without it, the development signals beside the checkout, and without those (loudly) seeded synthetic ones. Ratios are
 against 16 bytes a reading, timestamps and headers included; every codec compresses blocks of the same readings alone,
-except Parquet, which gets a file per series with row groups of that size, and DuckDB, which gets one table with row groups
-of its own. What a codec makes is decoded and compared before it is timed.
+except Parquet, which gets a file per series with row groups of that size, and DuckDB, which gets one table with row
+groups of its own. What a codec makes is decoded and compared before it is timed.
 """
 
 import argparse

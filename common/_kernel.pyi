@@ -7,7 +7,15 @@ from numpy.typing import NDArray
 
 from common.codec import BlockDescription, BytesLike
 
-__all__ = ["BLOCK_VERSION", "MAX_READINGS", "READINGS_PER_CALL_MAX", "Sticky", "decode_blocks", "describe_block", "encode_blocks"]
+__all__ = [
+    "BLOCK_VERSION",
+    "MAX_READINGS",
+    "READINGS_PER_CALL_MAX",
+    "Sticky",
+    "decode_blocks",
+    "describe_block",
+    "encode_blocks",
+]
 
 MAX_READINGS: Final[int]
 BLOCK_VERSION: Final[int]

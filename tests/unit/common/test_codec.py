@@ -13,7 +13,8 @@ from common import codec
 from common.errors import CodecError
 from tests import oracle_block
 
-CODECS: tuple[codec.CodecName, ...] = ("gorilla", "raw")
+CODECS: tuple[codec.CodecName, ...] = ("gorilla", "raw", "fast", "balanced", "small")
+LEVELS: tuple[codec.CodecName, ...] = ("fast", "balanced", "small")
 BAD = np.uint32(0x8000_0000).view(np.int32)
 
 
@@ -281,6 +282,83 @@ def test_a_block_describes_itself() -> None:
     assert codec.describe_block(one_block(60, "raw"))["value_codec"] == "raw"
     with pytest.raises(CodecError, match="checksum"):
         codec.describe_block(block + b"\0")
+
+
+def cut(count: int, block: int) -> NDArray[np.int64]:
+    return np.append(np.arange(0, count, block), count)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_suited_a_series_is_remembered_and_a_change_is_noticed(level: codec.CodecName) -> None:
+    k = np.arange(6000)
+    values = np.concatenate([np.round(20 + np.sin(k / 9), 2), np.sin(k / 9), np.full(6000, np.nan), k * 0.1])
+    ts = np.arange(values.size) * 1_000_000
+    offsets = cut(values.size, 500)
+    sticky = codec.Sticky(3)
+    assert len(sticky) == 3
+    rows = np.full(offsets.size - 1, 1)
+    for _ in range(2):
+        good = np.zeros(values.size, np.int32)
+        blocks = codec.encode_blocks(ts, values, good, offsets, level, sticky=sticky, series=rows)
+        decoded = codec.decode_blocks(*blocks)
+        np.testing.assert_array_equal(decoded.values.view(np.int64), values.view(np.int64))
+        np.testing.assert_array_equal(decoded.ts, ts)
+
+
+def test_series_without_a_row_are_refused() -> None:
+    columns = (*readings(4), np.array([0, 2, 4]), "fast")
+    sticky = codec.Sticky(2)
+    for series in ([0, 2], [-1, 0], [0], [0, 1, 1]):
+        with pytest.raises(ValueError, match="series"):
+            codec.encode_blocks(*columns, sticky=sticky, series=np.array(series))
+    with pytest.raises(ValueError, match="together"):
+        codec.encode_blocks(*columns, sticky=sticky)
+    with pytest.raises(ValueError, match="together"):
+        codec.encode_blocks(*columns, series=np.array([0, 0]))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_block_is_rounded_as_declared(level: codec.CodecName) -> None:
+    ts = np.arange(3000) * 1_000_000
+    values = 50 * np.sin(ts / 7e7)
+    offsets = cut(3000, 1000)
+    good = np.zeros(3000, np.int32)
+    max_error, resolution = np.array([0.1, 0.0, np.nan]), np.array([0.0, np.nan, 0.5])
+    blocks = codec.encode_blocks(ts, values, good, offsets, level, max_error=max_error, resolution=resolution)
+    decoded = codec.decode_blocks(*blocks).values
+    error = np.abs(decoded - values).reshape(3, 1000).max(axis=1)
+    assert 0.05 < error[0] <= 0.1
+    assert error[1] == 0.0
+    assert 0.2 < error[2] <= 0.25
+    assert (decoded[2000:] % 0.5 == 0).all()
+    ends = np.cumsum(blocks.sizes).tolist()
+    described = [codec.describe_block(blocks.data[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+    assert [one["value_codec"] == "rounded" for one in described] == [True, False, True]
+    assert [one["max_error"] for one in described] == pytest.approx([0.1, 0.0, 0.25])
+
+
+def test_impossible_bounds_are_refused() -> None:
+    columns = (*readings(4), np.array([0, 4]), "fast")
+    for options in (
+        {"max_error": np.array([-1.0])},
+        {"max_error": np.array([np.inf])},
+        {"resolution": np.array([-0.5])},
+        {"max_error": np.array([0.1, 0.1])},
+        {"max_error": np.array([0.1]), "resolution": np.array([0.1])},
+        {"max_error": np.array([0.1]), "resolution": np.array([0.1, 0.2])},
+    ):
+        with pytest.raises(ValueError, match=r"max_error|resolution|precisions"):
+            codec.encode_blocks(*columns, **options)
+
+
+def test_small_blocks_are_small() -> None:
+    ts, _, statuses = readings(200)
+    one = np.arange(201)
+    values = np.round(20 + np.arange(200) / 10, 1)
+    blocks = codec.encode_blocks(np.tile(ts[:1], 200), values, statuses * 0, one, "balanced", groups=np.array([0, 200]))
+    # Version, codecs, value codec, distance, form, two of the number, checksum.
+    assert blocks.sizes[1:].max() <= 12
+    assert len(codec.encode_blocks(ts[:10], values[:10], statuses[:10], np.array([0, 10]), "balanced").data) < 40
 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
