@@ -54,8 +54,7 @@ async def main():
 async def report():
     while True:
         await asyncio.sleep(0.5)
-        print(len(values), flush=True)
-        values[:] = values[:]
+        print(time.monotonic(), len(values), flush=True)
 values = []
 asyncio.run(main())
 """
@@ -115,11 +114,11 @@ def measure_peer(config: Path, seconds: float) -> dict[str, Any]:
     peer = psutil.Popen([sys.executable, "-c", NAIVE_PEER, str(config)], stdout=subprocess.PIPE, text=True)
     try:
         time.sleep(WARM_UP_S)
-        first = int(peer.stdout.readline())
+        first = peer.stdout.readline().split()
         watched = _watch(peer, seconds)
         peer.terminate()
-        last = int(peer.stdout.read().split()[-1])
-        return {**watched, "readings_per_s": round((last - first) / (watched["seconds"] + WARM_UP_S))}
+        last = peer.stdout.read().splitlines()[-1].split()
+        return {**watched, "readings_per_s": round((int(last[1]) - int(first[1])) / (float(last[0]) - float(first[0])))}
     finally:
         peer.kill()
         peer.wait()

@@ -112,12 +112,12 @@ class Plant:
         ts_us = np.tile(self._start_us + np.arange(self._load.block, dtype=np.int64) * STEP_US, TAGS_PER_MACHINE)
         self._start_us += self._load.block * STEP_US
         cuts = np.arange(TAGS_PER_MACHINE + 1, dtype=np.int64) * self._load.block
-        statuses = np.zeros(ts_us.size, np.int32)
+        statuses, one_batch = np.zeros(ts_us.size, np.int32), np.array([0, TAGS_PER_MACHINE])
         aliases = np.arange(TAGS_PER_MACHINE, dtype=np.int32)
         for machine in range(self._load.machines):
             walk = self._level[machine][:, None] + np.cumsum(self._random.integers(-1, 2, shape), axis=1) * 0.1
             self._level[machine] = walk[:, -1]
-            blocks = encode_blocks(ts_us, np.round(walk, 1).ravel(), statuses, cuts)
+            blocks = encode_blocks(ts_us, np.round(walk, 1).ravel(), statuses, cuts, "balanced", groups=one_batch)
             body = encode_batch_body(self._birth_id, (int(ts_us[0]), int(ts_us[-1])), ts_us.size, aliases, blocks)
             yield Draft(machine, self._seq, body)
 
