@@ -169,7 +169,7 @@ async def _work(loaded: IngestConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
-    await Worker(loaded, SystemClock()).run(stop)
+    await Worker(loaded, SystemClock(), stop).run()
 
 
 def _status(options: argparse.Namespace) -> int:

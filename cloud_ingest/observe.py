@@ -1,23 +1,23 @@
-"""What the worker shows of itself: metrics, health, and for each service whether it is there.
+"""What the worker shows of itself: metrics and health.
 
 In: events of the worker. Out: a Prometheus registry and a Health. Nothing fails.
 """
 
-import random
-from collections.abc import Mapping
-from typing import Any, Final
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from common.clock import Clock, iso8601
+from cloud_ingest.model import Item, Partition
+from cloud_ingest.partition_state import PartitionStep
+from cloud_ingest.service_watch import ServiceWatch
+from cloud_ingest.sinks.postgres import Flush, Outcome
+from cloud_ingest.store.migrate import Kind
+from common.clock import US_PER_SECOND, iso8601
 from common.metrics import Health
 
-log = structlog.get_logger()
-
 _SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
-_BACKOFF_S_MIN: Final = 0.2
-_BACKOFF_S_MAX: Final = 5.0
 
 
 class Metrics:
@@ -52,47 +52,59 @@ class Metrics:
         self.archive_files = counter("archive_files", "Parquet files published.")
         self.store_up = gauge("store_up", "1 if the store answers.")
         self.broker_up = gauge("broker_up", "1 if the broker answers.")
+        self.last_commit_us: int | None = None
+
+    def flushed(
+        self,
+        flush: Flush,
+        outcome: Outcome,
+        items: Sequence[Item],
+        steps: Iterable[PartitionStep],
+        now_us: int,
+        took_s: float,
+    ) -> None:
+        """Count a committed flush of `items` and the steps that its readings led to."""
+        self.last_commit_us = now_us
+        self.flush_seconds.observe(took_s)
+        for item in items:
+            self.messages.labels(item.message.partition.topic).inc()
+            if item.message.appended_us:
+                self.latency_seconds.observe(max(0, now_us - item.message.appended_us) / US_PER_SECOND)
+        for entry, accepted in zip(flush.chunk.entries, outcome.accepted.tolist(), strict=True):
+            if not accepted:
+                self.repeats.inc()
+            elif entry.kind == "birth":
+                self.births.inc()
+            else:
+                self.batches.inc()
+                self.readings.inc(entry.readings)
+        for letter in flush.dead:
+            self.dead_letters.labels(letter.reason.value).inc()
+        for step in steps:
+            self.late_readings.inc(step.late_readings)
+            for length_us, partials in step.windows.items():
+                self.windows.labels(str(length_us // US_PER_SECOND)).inc(len(partials))
+
+    def forget(self, partition: Partition) -> None:
+        """Stop showing a partition."""
+        for gauge in (self.lag, self.watermark_age):
+            with contextlib.suppress(KeyError):
+                gauge.remove(partition.topic, str(partition.number))
 
 
-class ServiceWatch:
-    """Whether a service is there: says so when that changes, once, and paces the attempts to reach it."""
-
-    def __init__(self, name: str, gauge: Gauge, clock: Clock) -> None:
-        self._name = name
-        self._gauge = gauge
-        self._clock = clock
-        self._attempts = 0
-        self.up: bool | None = None
-        self.since_us = clock.now_us()
-        self.error = ""
-        gauge.set(0)
-
-    def failed(self, error: object) -> float:
-        """Take note of a failure; returns how long to wait before the next attempt."""
-        self.error = str(error)
-        if self.up is not False:
-            self.up, self.since_us = False, self._clock.now_us()
-            self._gauge.set(0)
-            log.error("service.unreachable", service=self._name, error=self.error, hint="trying again until it answers")
-        self._attempts += 1
-        delay = min(_BACKOFF_S_MAX, _BACKOFF_S_MIN * 2 ** min(self._attempts - 1, 10))
-        return float(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads workers, guards nothing
-
-    def succeeded(self) -> None:
-        """Take note that the service answers."""
-        self._attempts = 0
-        if self.up is not True:
-            away_s = round((self._clock.now_us() - self.since_us) / 1e6, 1) if self.up is False else None
-            self.up, self.since_us, self.error = True, self._clock.now_us(), ""
-            self._gauge.set(1)
-            log.info("service.reachable", service=self._name, **({} if away_s is None else {"away_s": away_s}))
-
-    def state(self) -> dict[str, Any]:
-        """Return what /health shows."""
-        shown: dict[str, Any] = {"up": bool(self.up), "since": iso8601(self.since_us)}
-        return shown | ({"error": self.error} if self.error else {})
-
-
-def health(store: ServiceWatch, broker: ServiceWatch, parts: Mapping[str, Any]) -> Health:
+def health(
+    store: ServiceWatch,
+    broker: ServiceWatch,
+    kind: Kind | None,
+    watermarks: Mapping[str, object],
+    last_commit_us: int | None,
+) -> Health:
     """Put the picture together: well while both services answer."""
-    return Health(bool(store.up and broker.up), {"store": store.state(), "broker": broker.state(), **parts})
+    parts = {
+        "store": store.state(),
+        "broker": broker.state(),
+        "store_kind": kind,
+        "partitions": watermarks,
+        "last_commit": iso8601(last_commit_us) if last_commit_us else None,
+    }
+    return Health(bool(store.up and broker.up), parts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_ingest.model import Chunk
+from cloud_ingest.model import Chunk, Partition
 from cloud_ingest.operators import sort_frame
 from cloud_ingest.operators.partials import Partials
 from cloud_ingest.operators.watermark import NEVER_US, WatermarkSettings, after_readings, after_silence
@@ -112,3 +112,19 @@ class PartitionState:
         return PartitionStep(
             watermark_us, named, self.series.series_ids[new_rows], step.update, new_rows, late_readings
         )
+
+
+def steps_after_chunk(
+    states: Mapping[Partition, PartitionState], chunk: Chunk, now_us: int
+) -> dict[Partition, PartitionStep]:
+    """Work out what a chunk leads to in each partition of which it has readings."""
+    parts = chunk.of_partitions() if chunk.entries else {}
+    return {
+        partition: states[partition].after_chunk(part, now_us) for partition, part in parts.items() if part.readings
+    }
+
+
+def steps_after_silence(states: Mapping[Partition, PartitionState], now_us: int) -> dict[Partition, PartitionStep]:
+    """Work out what the passing of time leads to, in the partitions in which it closes a window."""
+    steps = {partition: state.after_silence(now_us) for partition, state in states.items()}
+    return {partition: step for partition, step in steps.items() if step is not None}

@@ -8,16 +8,34 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import asyncpg
+import structlog
 
 from cloud_ingest.config import RetentionSettings
-from cloud_ingest.store.migrate import Kind
+from cloud_ingest.store.migrate import Kind, migrate
 from common.clock import US_PER_SECOND
+
+log = structlog.get_logger()
 
 DAY_US: Final = 86_400 * US_PER_SECOND
 DAYS_AHEAD: Final = 3
 DAYS_BACK_MAX: Final = 3_650
 """Days further away than this share the default partition: a broken clock must not make thousands of tables."""
 _LOCK: Final = 0x464F_5246
+
+
+async def prepare(connection: asyncpg.Connection, retention: RetentionSettings, now_us: int) -> Kind:
+    """Bring a store into the shape that the worker needs: tables, policies, what is due; returns its kind."""
+    migrated = await migrate(connection)
+    for one in migrated.applied:
+        log.info("store.migrated", version=one.version, name=one.name)
+    if migrated.missing:
+        log.warning(
+            "store.plain", missing=migrated.missing, means="native partitions by day, no columnstore compression"
+        )
+    if migrated.kind == "timescaledb":
+        await set_policies(connection, retention)
+    await settle(connection, migrated.kind, retention, now_us)
+    return migrated.kind
 
 
 async def settle(connection: asyncpg.Connection, kind: Kind, retention: RetentionSettings, now_us: int) -> None:

@@ -15,7 +15,7 @@ import duckdb
 import structlog
 
 from common.errors import ServiceError
-from edge_agent.buffer.segment import Contents, Segment, wal_of
+from edge_agent.buffer.segment import SUFFIX, UNFINISHED, Contents, Segment, remove, wal_of
 
 log = structlog.get_logger()
 
@@ -23,7 +23,7 @@ _MOMENTS: Final = tuple(
     os.strerror(number)
     for number in (
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-        *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
     )
 )
 _TORN_LOG: Final = re.compile(r"Corrupt WAL file: entry at byte position (\d+)")
@@ -43,8 +43,9 @@ def inspect(path: Path) -> tuple[Contents | None, bool]:
 
 
 def raise_unless_damaged(path: Path, error: duckdb.Error) -> None:
-    """Raise ServiceError when `error` speaks of the moment: a full disk or missing permission, not a bad file."""
-    if isinstance(error, duckdb.OutOfMemoryException) or any(words in str(error) for words in _MOMENTS):
+    """Raise ServiceError when `error` is about the moment, not the file: it says so, or a new file fails as well."""
+    says_so = isinstance(error, duckdb.OutOfMemoryException) or any(words in str(error) for words in _MOMENTS)
+    if says_so or not _a_new_file_works(path.parent):
         raise unavailable(path, error) from error
 
 
@@ -67,6 +68,22 @@ def set_aside(path: Path, error: Exception) -> None:
 def first_line(error: Exception) -> str:
     """Return what of an error message is for people."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _a_new_file_works(folder: Path) -> bool:
+    """Try DuckDB on a file that nobody can have damaged."""
+    probe = folder / f"probe{SUFFIX}{UNFINISHED}"
+    try:
+        remove(probe)
+        connection = duckdb.connect(str(probe))
+        try:
+            connection.execute("CREATE TABLE probe AS SELECT 1")
+        finally:
+            connection.close()
+        remove(probe)
+    except (duckdb.Error, OSError, RuntimeError):
+        return False
+    return True
 
 
 def _contents(path: Path) -> Contents:

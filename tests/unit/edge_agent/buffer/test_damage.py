@@ -217,6 +217,23 @@ def test_an_active_segment_that_is_gone_bad_starts_an_epoch(tmp_path: Path) -> N
     buffer.close()
 
 
+def test_a_failure_that_a_new_file_has_too_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more threads, say: the words of the error name nothing that we know."""
+    accepted = fill(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise duckdb.InternalException("a thread could not be started")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(duckdb, "connect", refuse)
+        with pytest.raises(ServiceError, match="thread"):
+            Buffer(tmp_path, LIMITS, FakeClock())
+    buffer = Buffer(tmp_path, LIMITS, FakeClock())
+    assert drain(buffer) == accepted
+    assert buffer.status().damaged_segments == 0
+    buffer.close()
+
+
 def test_two_agents_on_one_folder(tmp_path: Path) -> None:
     buffer = Buffer(tmp_path, LIMITS, FakeClock())
     with pytest.raises(InUseError, match=f"{tmp_path} is in use by another agent"):
