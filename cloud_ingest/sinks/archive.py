@@ -59,6 +59,8 @@ class ArchiveSink:
         self._checkpoints = Checkpoints(consumer_group)
         self._held: dict[Partition, _Held] = {}
         self._writing: _Writing | None = None
+        self._unpublished: list[WrittenFile] = []
+        """Committed, but not yet known to be renamed and marked; doing both again is harmless."""
         self._rows = 0
         self._bytes = 0
         self._oldest: float | None = None
@@ -118,7 +120,7 @@ class ArchiveSink:
 
     def due(self, at: float) -> bool:
         """Tell whether it is time for `flush`."""
-        if self._writing is not None:
+        if self._writing is not None or self._unpublished:
             return True
         if self._oldest is None:
             return False
@@ -128,11 +130,12 @@ class ArchiveSink:
     @property
     def pending(self) -> bool:
         """Whether anything is buffered."""
-        return bool(self._held) or self._writing is not None
+        return bool(self._held or self._unpublished) or self._writing is not None
 
     async def flush(self) -> None:
         """Store what is buffered; after an error, the next call goes on where this one stopped."""
         try:
+            await self._publish()  # what an error left
             if self._writing is None and self._held:
                 self._writing = await self._write()  # 1
             if self._writing is not None:
@@ -161,10 +164,18 @@ class ArchiveSink:
         if to:
             await self._commit(writing, to)  # 2
             self._checkpoints.committed(to)
-        self._writing = None  # 5: from here on recovery is by the rows of archive_files
+        self._writing = None
+        self._unpublished += files
+        await self._publish()
+
+    async def _publish(self) -> None:
+        files = self._unpublished
+        if not files:
+            return
         for one in files:
             await asyncio.to_thread(archive_file.publish, self._folder, one.path, one.temporary)  # 3
         await self._mark_published([one.path for one in files])  # 4
+        self._unpublished = []
         self.files_total += len(files)
 
     async def _commit(self, writing: _Writing, to: Mapping[Partition, Advance]) -> None:

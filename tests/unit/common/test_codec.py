@@ -383,8 +383,8 @@ def test_other_threads_run_while_the_kernel_works(direction: str) -> None:
         time.sleep(0)
         turns += 1
     worker.join()
-    # Were the GIL held, this thread would have its turns only before and after the call.
-    assert turns > 100
+    # Were the GIL held, this thread would have its turns only before and after the call, a few in all.
+    assert turns > 20
 
 
 @pytest.mark.parametrize(
